@@ -1,0 +1,189 @@
+"""Typed settings. A profile is one YAML file under `profiles/`; it alone tells the two scales apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from components.errors import InvalidInput
+from components.files import digest_of
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseSettings(_Settings):
+    """The pre-trained flow model: a Hugging Face / diffusers folder or hub id."""
+
+    path: str
+    revision: str | None = None
+    resolution: int = Field(gt=0, description="side of the square training and evaluation images, pixels")
+    max_sequence_length: int = Field(gt=0, description="rows of T5 context")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    placeholder: str = Field(description="a word of the base's own vocabulary that stands where a concept is meant")
+
+
+class LoraSettings(_Settings):
+    rank: int = Field(4, ge=1)
+    alpha: float = Field(4.0, gt=0)
+
+
+class StageSettings(_Settings):
+    """One training stage; embeddings and LoRA have rates of their own."""
+
+    steps: int = Field(ge=1)
+    lora_learning_rate: float = Field(1e-4, gt=0)
+    embedding_learning_rate: float = Field(1e-3, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+
+
+class ExtractorSettings(StageSettings):
+    """Stage 1 (METHOD section 3): what the representation extractor theta1 trains."""
+
+    trains: Literal["lora+embeddings", "embeddings", "lora"] = "lora+embeddings"
+
+
+class LearningSettings(_Settings):
+    method: Literal["purecc", "lora"] = "purecc"
+    original: Literal["trainable", "detached", "frozen"] = "frozen"
+    guidance: Literal["null", "class"] = "null"
+    eta: float = Field(1.0, ge=0)
+    lora: LoraSettings = LoraSettings()
+    extractor: ExtractorSettings
+    pure: StageSettings
+    batch_size: int = Field(2, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    gradient_clip: float = Field(1.0, gt=0)
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    logit_mean: float = 0.0
+    logit_std: float = Field(1.0, gt=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    checkpoint_every: int = Field(50, ge=1)
+    preview_every: int = Field(0, ge=0, description="0: no previews")
+
+
+class SamplingSettings(_Settings):
+    steps: int = Field(28, ge=1)
+    guidance_scale: float = Field(5.0, ge=0)
+    batch_size: int = Field(8, ge=1)
+
+
+class EvaluatorSettings(_Settings):
+    """Evaluators by folder or hub id; one that is not set gives no metric."""
+
+    clip: str
+    dino: str
+    segmenter: str
+    oracle: str | None = None
+
+
+class EvaluationSettings(_Settings):
+    prompts: str = Field(description="the prompt set, a YAML file")
+    seeds: int = Field(1, ge=1, description="images per prompt")
+    sampling: SamplingSettings = SamplingSettings()
+    evaluators: EvaluatorSettings
+
+
+class Gate(_Settings):
+    """Bounds of one metric: absolute, and against the current champion."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+    not_worse_by: float | None = Field(None, ge=0, description="tolerated loss against the champion")
+    better: Literal["higher", "lower"] = "higher"
+
+
+class ConceptSettings(_Settings):
+    """What a concept folder has to satisfy beyond its schema."""
+
+    minimum_references: int = Field(2, ge=1)
+    maximum_references: int = Field(50, ge=1)
+    minimum_side: int = Field(64, ge=1, description="pixels")
+    class_words: list[str] | None = Field(None, description="the words the base can draw; None: any word")
+
+
+class Profile(_Settings):
+    name: str
+    seed: int = Field(0, ge=0)
+    base: BaseSettings
+    concepts: ConceptSettings = ConceptSettings()
+    learning: LearningSettings
+    evaluation: EvaluationSettings
+    gates: dict[str, Gate]
+
+    def digest(self, *sections: str) -> str:
+        """Digest of the named sections (all, if none is named): what a cached stage depends on."""
+        content = self.model_dump(mode="json")
+        return digest_of({name: content[name] for name in (sections or tuple(content))})
+
+
+def project_root() -> Path:
+    """The project's folder: `PURECC_HOME`, or the nearest folder upwards that holds `profiles/`.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    home = os.environ.get("PURECC_HOME")
+    if home:
+        return Path(home).resolve()
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents):
+        if (folder / "profiles").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder
+    raise InvalidInput(f"no project found from {here} upwards", mend="run inside a clone or set PURECC_HOME")
+
+
+def _override(content: dict[str, Any], assignment: str) -> None:
+    key, separator, text = assignment.partition("=")
+    if not separator or not key:
+        raise InvalidInput(f"{assignment!r} is not KEY=VALUE", field="--set", mend="write e.g. learning.eta=1.5")
+    *parents, last = key.split(".")
+    node: Any = content
+    for name in parents:
+        if not isinstance(node, dict):
+            raise InvalidInput(f"{key!r} does not name a setting", field="--set")
+        node = node.setdefault(name, {})
+    if not isinstance(node, dict):
+        raise InvalidInput(f"{key!r} does not name a setting", field="--set")
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"{text!r} is not a YAML value: {error}", field=f"--set {key}") from error
+
+
+def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
+    """Read `profiles/<name>.yaml` (or the YAML file at the path `name`), apply `KEY=VALUE` overrides, validate.
+
+    Raises:
+        InvalidInput: no such profile, not YAML, an unknown key or a wrong type; the file and the field are named.
+    """
+    folder = project_root() / "profiles"
+    file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
+        raise InvalidInput(f"no profile {name!r}", file=file, mend=f"known profiles: {known}")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"not YAML: {error}", file=file) from error
+    if not isinstance(content, dict):
+        raise InvalidInput("a profile is a mapping of settings", file=file)
+    for assignment in overrides:
+        _override(content, assignment)
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        mend = "remove the key or correct its name" if first["type"] == "extra_forbidden" else "correct the value"
+        value = first.get("input")
+        shown = "" if isinstance(value, dict) else f", got {value!r}"
+        raise InvalidInput(f"{first['msg']}{shown}", file=file, field=field, mend=mend) from error
