@@ -1,0 +1,66 @@
+"""Fixtures that every part shares. Telemetry is off and the hub offline before any dependency is imported."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+
+from components import quiet as quiet  # isort: skip
+
+import shutil
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout under test."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One temporary folder for the whole session, shared by all workers of pytest-xdist."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
+
+
+@pytest.fixture(scope="session")
+def micro_family(session_folder: Path) -> Path:
+    """An untrained model family in the layout of Stable Diffusion 3.5, made once per session. Do not write into it."""
+    from components.world.family import create_untrained
+
+    folder = session_folder / "micro-family"
+    with FileLock(session_folder / "micro-family.lock"):
+        if not folder.exists():
+            partial = session_folder / "micro-family.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            create_untrained(partial, size="micro", seed=0)
+            partial.rename(folder)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder of its own (profiles and pyproject.toml, no data, no models) that the settings resolve to."""
+    root = tmp_path / "project"
+    root.mkdir()
+    shutil.copytree(REPOSITORY / "profiles", root / "profiles")
+    shutil.copy(REPOSITORY / "pyproject.toml", root)
+    monkeypatch.setenv("PURECC_HOME", str(root))
+    return root
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser's executable; the test is skipped where there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no chromium: apt-get install chromium")
