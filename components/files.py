@@ -67,9 +67,9 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a fresh folder beside `path`; on success it gets a manifest and takes the name `path`, on error it is removed.
+    """Yield a fresh folder beside `path`; on success it gets a manifest and takes the name `path`.
 
-    An existing folder under that name is replaced.
+    On error it is removed. An existing folder under that name is replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
