@@ -1,0 +1,241 @@
+"""The pages of the two servers: Prefect's runs and MLflow's experiments, on what the flows wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from components.errors import InvalidInput, PureCCError
+from components.settings import project_root
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 180.0  # a first start migrates a database
+STOP_SECONDS = 15.0
+
+
+class ServerFailed(PureCCError):
+    """A server ended, or did not answer in time."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """One server to start.
+
+    Attributes:
+        name: for messages.
+        command: how it is started.
+        environment: what it needs beyond the environment of this process.
+        health: the page that answers once it is up.
+        page: what a person opens.
+        log: where its output goes.
+    """
+
+    name: str
+    command: Sequence[str]
+    environment: dict[str, str]
+    health: str
+    page: str
+    log: Path
+
+
+def is_loopback(host: str) -> bool:
+    """Only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def require_free(host: str, port: int, option: str) -> None:
+    """Raise InvalidInput where a port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            mend = f"stop what uses it, or name another with {option}"
+            raise InvalidInput(f"port {port} of {host}: {error.strerror}", field=option, mend=mend) from error
+
+
+def prefect_server(root: Path, host: str, port: int) -> Server:
+    """Prefect's server on the database that the flows of this project use when no server runs."""
+    return Server(
+        name="Prefect",
+        command=[sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)],
+        environment={
+            "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(root / ".purecc" / "prefect")),
+            "PREFECT_UI_API_URL": f"http://{_in_url(host)}:{port}/api",
+        },
+        health=f"http://{_in_url(host)}:{port}/api/health",
+        page=f"http://{_in_url(host)}:{port}",
+        log=root / ".purecc" / "logs" / "prefect-server.log",
+    )
+
+
+def mlflow_server(root: Path, host: str, port: int) -> Server:
+    """MLflow's server on mlruns/mlflow.db, run from the project's folder, to which the artifact paths are relative."""
+    store = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    return Server(
+        name="MLflow",
+        command=[*command, "--backend-store-uri", store, "--default-artifact-root", "mlruns/artifacts"],
+        environment={},
+        health=f"http://{_in_url(host)}:{port}/health",
+        page=f"http://{_in_url(host)}:{port}",
+        log=root / ".purecc" / "logs" / "mlflow-server.log",
+    )
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server and everything that it started: politely, then not."""
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+    for survivor in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            survivor.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def running(servers: Sequence[Server], folder: Path, start_seconds: float = START_SECONDS) -> Iterator[None]:
+    """Start servers side by side; once all of them answer, the body runs; at its end none of them lives.
+
+    Raises:
+        ServerFailed: one ended or did not answer in time; the end of its output is quoted.
+    """
+    started: list[tuple[Server, subprocess.Popen[bytes]]] = []
+    try:
+        for server in servers:
+            server.log.parent.mkdir(parents=True, exist_ok=True)
+            with server.log.open("wb") as output:
+                process = subprocess.Popen(
+                    server.command,
+                    cwd=folder,
+                    env={**os.environ, **server.environment},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C reaches us alone, and we end the whole group
+                )
+            started.append((server, process))
+        deadline = time.monotonic() + start_seconds
+        for server, process in started:
+            while not _answers(server.health):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise ServerFailed(_failure(server, process.returncode))
+                time.sleep(0.3)
+        yield
+    finally:
+        for _, process in started:
+            _stop(process)
+
+
+def _failure(server: Server, code: int | None) -> str:
+    what = f"ended with exit code {code}" if code is not None else "did not answer in time"
+    tail = "\n".join(server.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+    return f"the {server.name} server {what}; its output is in {server.log}, and ends:\n{tail}"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def serve(
+    host: str = "127.0.0.1",
+    *,
+    prefect_port: int = 4200,
+    mlflow_port: int = 5000,
+    allow_remote: bool = False,
+    start_seconds: float = START_SECONDS,
+) -> None:
+    """Start both servers, print where they are, wait for Ctrl-C or SIGTERM, and stop them.
+
+    Where MLFLOW_TRACKING_URI or PREFECT_API_URL name a server that already runs, its address is printed and none is
+    started.
+
+    Args:
+        host: the address to listen at.
+        prefect_port: Prefect's port.
+        mlflow_port: MLflow's port.
+        allow_remote: let other machines in. Neither server asks who is there.
+        start_seconds: how long a server may take until it answers.
+
+    Raises:
+        InvalidInput: a taken port, or an address that others can reach without `allow_remote`.
+        ServerFailed: a server ended or did not answer in time.
+    """
+    if not is_loopback(host) and not allow_remote:
+        mend = "listen at 127.0.0.1 and forward the port by ssh, or add --allow-remote on a network you trust"
+        raise InvalidInput(
+            f"{host!r} can be reached by other machines, and neither server asks for a password",
+            field="--host",
+            mend=mend,
+        )
+    root = project_root()
+    pages: list[tuple[str, str]] = []
+    servers: list[Server] = []
+    if (api := os.environ.get("PREFECT_API_URL", "")).startswith("http"):
+        pages.append(("Prefect", api.removesuffix("/").removesuffix("/api")))
+    else:
+        require_free(host, prefect_port, "--prefect-port")
+        servers.append(prefect_server(root, host, prefect_port))
+    if (uri := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
+        pages.append(("MLflow", uri))
+    else:
+        require_free(host, mlflow_port, "--mlflow-port")
+        (root / "mlruns" / "artifacts").mkdir(parents=True, exist_ok=True)
+        servers.append(mlflow_server(root, host, mlflow_port))
+    pages += [(server.name, server.page) for server in servers]
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if servers:
+            print(f"starting {' and '.join(server.name for server in servers)} ...", flush=True)
+        with running(servers, root, start_seconds):
+            for name, page in sorted(pages):
+                print(f"{name:8} {page}", flush=True)
+            if not servers:
+                return
+            print("Ctrl-C stops both" if len(servers) == 2 else "Ctrl-C stops it", flush=True)
+            signal.pause()
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
