@@ -1,0 +1,185 @@
+"""MLflow runs: one per customize, child runs for its stages, metrics written in batches."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from components.errors import PureCCError
+from components.tracking.store import Store
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 1000  # points per call: what the REST API accepts
+_VALUE_LIMIT = 6000  # characters of a parameter's value
+_DIGEST_LIMIT = 36  # characters of a dataset's digest
+
+
+class RunTracker:
+    """Writes the metrics of one run, many steps per call.
+
+    Points are kept until `batch` of them wait or `every` seconds went by: at 14 metrics a step that is one call in
+    about 70 steps. A store that does not answer costs a warning and a later try, not the training; what never could be
+    written is an error at `close`.
+
+    Args:
+        replay: a history.jsonl whose rows before the first logged step are written first, so that a resumed stage has
+            its whole course in one run.
+    """
+
+    def __init__(
+        self, store: Store, run_id: str, *, replay: Path | None = None, batch: int = _BATCH, every: float = 20.0
+    ):
+        self.run_id = run_id
+        self._store, self._replay, self._batch, self._every = store, replay, batch, every
+        self._points: list[tuple[str, float, int, int]] = []
+        self._last = time.monotonic()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        if self._replay is not None:
+            self._replay_before(step)
+        self._add(metrics, step)
+        if len(self._points) >= self._batch or time.monotonic() - self._last >= self._every:
+            self.flush()
+
+    def log_image(self, name: str, path: Path) -> None:
+        """Store an image file under `images/<name>` of the run."""
+        self._attempt(lambda: self._store.client.log_artifact(self.run_id, str(path), f"images/{name}"))
+
+    def flush(self) -> None:
+        """Write what waits; what cannot be written now goes on waiting."""
+        from mlflow.entities import Metric
+
+        self._last = time.monotonic()
+        while self._points:
+            part = self._points[: self._batch]
+            entities = [Metric(key, value, stamp, step) for key, value, stamp, step in part]
+            if not self._attempt(lambda entities=entities: self._store.client.log_batch(self.run_id, metrics=entities)):
+                return
+            del self._points[: len(part)]
+
+    def close(self) -> None:
+        """Flush for the last time.
+
+        Raises:
+            PureCCError: points remain that the store did not take.
+        """
+        self.flush()
+        if self._points:
+            raise PureCCError(f"run {self.run_id}: {len(self._points)} metric points could not be written to the store")
+
+    def _add(self, metrics: Mapping[str, float], step: int) -> None:
+        now = int(time.time() * 1000)
+        self._points += [(key, float(value), now, step) for key, value in metrics.items()]
+
+    def _replay_before(self, first: int) -> None:
+        history, self._replay = self._replay, None
+        if history is None or not history.is_file():
+            return
+        for row in read_history(history):
+            step = int(row.pop("step"))
+            if step < first:
+                self._add(row, step)
+
+    def _attempt(self, call: Any) -> bool:
+        try:
+            call()
+        except Exception as error:  # any transport's failure: the training is worth more than its curve
+            logger.warning("run %s: the tracking store did not answer, trying again later: %s", self.run_id, error)
+            return False
+        return True
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """Rows of a history.jsonl; a last line cut short by a crash is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        rows.append({key: float(value) for key, value in row.items() if isinstance(value, int | float)})
+    return rows
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted parameters."""
+    if isinstance(value, Mapping):
+        flat: dict[str, str] = {}
+        for key, inner in value.items():
+            flat |= flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    return {prefix: str(value)[:_VALUE_LIMIT]}
+
+
+@contextlib.contextmanager
+def run(
+    store: Store,
+    concept: str,
+    name: str,
+    *,
+    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    replay: Path | None = None,
+) -> Iterator[RunTracker]:
+    """A run of the experiment `purecc/<concept>`: FINISHED on leaving, FAILED on an error, KILLED on an interrupt."""
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
+
+    all_tags = {MLFLOW_SOURCE_NAME: "purecc", MLFLOW_SOURCE_TYPE: "LOCAL", **(tags or {})}
+    if parent is not None:
+        all_tags[MLFLOW_PARENT_RUN_ID] = parent
+    created = store.client.create_run(store.experiment(concept), run_name=name, tags=all_tags)
+    tracker = RunTracker(store, created.info.run_id, replay=replay)
+    try:
+        yield tracker
+        tracker.close()
+    except BaseException as error:
+        tracker.flush()
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        with contextlib.suppress(Exception):  # the first error is the one to show
+            store.client.set_tag(tracker.run_id, "error", str(error)[:_VALUE_LIMIT])
+            store.client.set_terminated(tracker.run_id, status)
+        raise
+    store.client.set_terminated(tracker.run_id, "FINISHED")
+
+
+def log_parameters(store: Store, run_id: str, settings: Mapping[str, Any]) -> None:
+    """Log nested settings as flat parameters, in one call per hundred."""
+    from mlflow.entities import Param
+
+    params = [Param(key, value) for key, value in flatten(settings).items()]
+    for start in range(0, len(params), 100):
+        store.client.log_batch(run_id, params=params[start : start + 100])
+
+
+def log_dataset(store: Store, run_id: str, concept: str, source: str, fingerprint: str, pointer: str) -> None:
+    """Record the concept's data as the run's dataset input.
+
+    Args:
+        source: path of the concept's folder, relative to the project.
+        fingerprint: DVC's digest of the data.
+        pointer: the file that DVC versions it by.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=concept,
+        digest=fingerprint[:_DIGEST_LIMIT],
+        source_type="local",
+        source=json.dumps({"uri": source}),
+        profile=json.dumps({"fingerprint": fingerprint, "pointer": pointer}),
+    )
+    tags = [InputTag("mlflow.data.context", "training"), InputTag("dvc.pointer", pointer)]
+    store.client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+
+
+def log_final(store: Store, run_id: str, metrics: Mapping[str, float]) -> None:
+    """Log metrics that have no course, such as an evaluation's."""
+    tracker = RunTracker(store, run_id)
+    tracker.log_metrics(metrics, 0)
+    tracker.close()

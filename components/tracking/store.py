@@ -1,0 +1,183 @@
+"""The tracking store: embedded under `mlruns/` of the project, or wherever `MLFLOW_TRACKING_URI` points.
+
+MLflow writes absolute artifact paths into its database. When the project was moved or copied, they are rewritten, in
+one transaction, the next time the store is opened. The location of experiment 0 tells where the store was last at
+home; the database itself is the only record, so there is nothing that could disagree with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from filelock import FileLock
+
+import components.quiet  # noqa: F401  (before mlflow)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+# Where MLflow keeps absolute paths.
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+    ("model_versions", "source"),
+)
+
+
+@dataclass(frozen=True)
+class Store:
+    """An opened store.
+
+    Attributes:
+        root: the project's folder; locks live under it.
+        uri: MLflow tracking and registry URI.
+        artifacts: folder of the embedded store's artifacts; None where a server decides.
+    """
+
+    root: Path
+    uri: str
+    artifacts: Path | None
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.uri)
+
+    def activate(self) -> None:
+        """Point MLflow's fluent interface (model logging, artifact downloads) at this store.
+
+        MLflow also writes what it is told into the environment; that is undone, for a store opened later in this
+        process would take it for the user's choice.
+        """
+        import mlflow
+
+        before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.set_registry_uri(self.uri)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    def lock(self, subject: str, timeout: float = 600) -> FileLock:
+        """A lock between processes of this machine, e.g. for the promotion of one concept."""
+        folder = self.root / ".purecc" / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / f"{subject}.lock", timeout=timeout)
+
+    def experiment(self, concept: str) -> str:
+        """Id of the experiment `purecc/<concept>`, made if it is not there."""
+        from mlflow.exceptions import MlflowException
+
+        name = f"purecc/{concept}"
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            location = str(self.artifacts / concept) if self.artifacts else None
+            try:
+                return str(self.client.create_experiment(name, artifact_location=location))
+            except MlflowException:  # another process was faster
+                found = self.client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+
+def embedded_database(root: Path) -> Path:
+    return root / "mlruns" / "mlflow.db"
+
+
+def is_empty(root: Path) -> bool:
+    """Whether nothing was ever tracked here: an embedded store that does not exist yet (answers without MLflow)."""
+    return not os.environ.get("MLFLOW_TRACKING_URI") and not embedded_database(root).is_file()
+
+
+def open_store(root: Path) -> Store:
+    """Open the store of the project at `root`; make or relocate the embedded one where necessary.
+
+    The first touch of a SQLite store runs MLflow's migrations, which break when two processes run them at once: it is
+    done under a file lock and into a temporary name, so that a killed first touch leaves nothing behind.
+    """
+    root = root.resolve()
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return Store(root, uri, None)
+    database, artifacts = embedded_database(root), root / "mlruns" / "artifacts"
+    if not database.is_file() or _home(database) != artifacts:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(database.parent / ".lock", timeout=300):
+            if not database.is_file():
+                _create(database, artifacts)
+            if (home := _home(database)) != artifacts:
+                _relocate(database, home, artifacts)
+    return Store(root, f"sqlite:///{database}", artifacts)
+
+
+def _create(database: Path, artifacts: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    temporary = database.with_suffix(".partial.db")
+    temporary.unlink(missing_ok=True)
+    artifacts.mkdir(parents=True, exist_ok=True)
+    alembic = logging.getLogger("mlflow.store.db.utils")
+    level = alembic.level
+    alembic.setLevel(logging.WARNING)
+    try:
+        store = SqlAlchemyStore(f"sqlite:///{temporary}", str(artifacts))
+        store.engine.dispose()
+    finally:
+        alembic.setLevel(level)
+    # The new database may still be in SQLite's write-ahead mode or not; either way all of it has to be in the one file.
+    with sqlite3.connect(temporary) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    temporary.replace(database)
+
+
+def _home(database: Path) -> Path | None:
+    """The artifacts folder that the database's paths speak of; None where it is not one of ours."""
+    connection = sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=60)
+    try:
+        row = connection.execute("SELECT artifact_location FROM experiments WHERE experiment_id = 0").fetchone()
+    finally:
+        connection.close()
+    home = Path(str(row[0]).removeprefix("file://")).parent if row else None
+    return home if home is not None and home.parts[-2:] == ("mlruns", "artifacts") else None
+
+
+def _relocate(database: Path, old: Path | None, new: Path) -> None:
+    connection = sqlite3.connect(database, timeout=60)
+    try:
+        with connection:
+            if old is not None:
+                logger.info("the project moved: artifact paths of the tracking store change from %s to %s", old, new)
+                for table, column in _LOCATIONS:
+                    _replace_prefix(connection, table, column, f"{old}/", f"{new}/")
+                    _replace_prefix(connection, table, column, f"file://{old}/", f"{new}/")
+            location = str(new / "0")
+            connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0", (location,))
+    finally:
+        connection.close()
+
+
+def _replace_prefix(connection: sqlite3.Connection, table: str, column: str, old: str, new: str) -> None:
+    connection.execute(
+        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+        (new, len(old) + 1, len(old), old),
+    )
