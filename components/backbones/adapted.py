@@ -1,0 +1,200 @@
+"""One shared MM-DiT with adapters by name: LoRA, layer-wise concept embeddings, or both.
+
+Shape suffixes as in `components.backbones.interface`; N transformer blocks, R rows per mention, D inner width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from components.backbones import lora as lora_module
+from components.backbones.concept_embeddings import ConceptEmbeddings, Hooks, Replacement, embedding_index
+from components.backbones.interface import TextEncoding
+from components.errors import InvalidInput
+from components.settings import LoraSettings
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A named adapter of the shared transformer; it acts only while it is the one asked for."""
+
+    name: str
+    concept: str
+    lora: LoraSettings | None
+    embeddings: ConceptEmbeddings | None
+
+
+class AdaptedTransformer:
+    """The transformer and its adapters. The base's own weights never change and never train.
+
+    Args:
+        transformer: an SD3Transformer2DModel.
+        train_timesteps: the factor between t in [0, 1] and the transformer's timestep.
+        rows_per_mention: R.
+    """
+
+    def __init__(self, transformer: Any, *, train_timesteps: int, rows_per_mention: int):
+        self.transformer = transformer.eval().requires_grad_(False)
+        self._train_timesteps, self._rows = train_timesteps, rows_per_mention
+        self._adapters: dict[str, Adapter] = {}
+        self._switch = lora_module.Switch(transformer)
+        self._hooks = Hooks(list(transformer.transformer_blocks))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.transformer.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.transformer.parameters()).dtype
+
+    @property
+    def embedding_shape(self) -> tuple[int, int, int]:
+        """(N, R, D)."""
+        return len(self.transformer.transformer_blocks), self._rows, int(self.transformer.inner_dim)
+
+    # adapters
+
+    def __getitem__(self, name: str) -> Adapter:
+        if name not in self._adapters:
+            known = ", ".join(sorted(self._adapters)) or "none"
+            raise InvalidInput(f"no adapter {name!r} is loaded", mend=f"loaded adapters: {known}")
+        return self._adapters[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._adapters
+
+    def create(
+        self, name: str, *, concept: str, lora: LoraSettings | None, embeddings_NRD: Tensor | None, seed: int
+    ) -> Adapter:
+        """Add an adapter, frozen: LoRA that changes nothing yet, embeddings with the given value.
+
+        Raises:
+            ValueError: the name is taken, there is neither LoRA nor embeddings, or the embeddings' shape is wrong.
+        """
+        if name in self._adapters or (lora is None and embeddings_NRD is None):
+            raise ValueError(f"adapter {name!r} exists, or neither LoRA nor embeddings were asked for")
+        embeddings = None
+        if embeddings_NRD is not None:
+            if tuple(embeddings_NRD.shape) != self.embedding_shape:
+                raise ValueError(f"embeddings {tuple(embeddings_NRD.shape)}, the base has {self.embedding_shape}")
+            embeddings = ConceptEmbeddings(embeddings_NRD.to(self.device))
+        if lora is not None:
+            lora_module.add_lora(self.transformer, name, rank=lora.rank, alpha=lora.alpha, seed=seed)
+            self._switch.refresh()
+        self._adapters[name] = Adapter(name, concept, lora, embeddings)
+        return self._adapters[name]
+
+    def remove(self, name: str) -> None:
+        adapter = self[name]
+        if adapter.lora is not None:
+            lora_module.remove_lora(self.transformer, name)
+            self._switch.refresh()
+        del self._adapters[name]
+
+    def parameters(self, name: str) -> dict[str, dict[str, nn.Parameter]]:
+        """Kind (`lora`, `embeddings`) -> name -> parameter, for what the adapter has."""
+        adapter, found = self[name], {}
+        if adapter.lora is not None:
+            found["lora"] = lora_module.parameters_of(self.transformer, name)
+        if adapter.embeddings is not None:
+            found["embeddings"] = {"Y_NRD": adapter.embeddings.Y_NRD}
+        return found
+
+    def load_lora(self, name: str, weights: dict[str, Tensor]) -> None:
+        lora_module.load_parameters(self.transformer, name, weights)
+
+    def use_gradient_checkpointing(self) -> None:
+        """Recompute blocks in the backward pass, each under the adapter and embeddings of its own forward pass."""
+
+        def recomputed(block: nn.Module, *arguments: Any) -> Any:
+            replacement, adapter = self._hooks.current, self._switch.current
+
+            def run(*inner: Any) -> Any:
+                # in the backward pass another adapter, or none, may act
+                with self._switch.active(adapter), self._hooks.replacing(replacement):
+                    return block(*inner)
+
+            return checkpoint(run, *arguments, use_reentrant=False)
+
+        self.transformer.enable_gradient_checkpointing(recomputed)
+
+    # the flow
+
+    def lora_of(self, adapter: str | None) -> str | None:
+        """The adapter whose LoRA acts: itself, or None if it has none."""
+        return adapter if adapter is not None and self[adapter].lora is not None else None
+
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, text: TextEncoding, adapters: Sequence[str | None]) -> Tensor:
+        """Velocities (B, C, H, W) in float32, one adapter per sample.
+
+        Raises:
+            ValueError: the adapters of the batch do not share their LoRA.
+            InvalidInput: a prompt names a concept that no loaded adapter, or more than one, knows.
+        """
+        loras = {self.lora_of(adapter) for adapter in adapters}
+        if len(loras) != 1:
+            raise ValueError(f"one forward pass cannot act through several LoRA: {loras}")
+        samples = [self._replaced(rows, adapter) for rows, adapter in zip(text.concept_rows, adapters, strict=True)]
+        replacement = Replacement.plan(samples, self.device)
+        with self._switch.active(loras.pop()), self._hooks.replacing(replacement):
+            v_BCHW: Tensor = self.transformer(
+                hidden_states=x_BCHW.to(self.dtype),
+                timestep=t_B * self._train_timesteps,
+                encoder_hidden_states=text.context_BLD,
+                pooled_projections=text.pooled_BP,
+                return_dict=False,
+            )[0]
+        return v_BCHW.float()
+
+    def _replaced(
+        self, concept_rows: dict[str, tuple[int, ...]], adapter: str | None
+    ) -> list[tuple[ConceptEmbeddings, tuple[int, ...]]]:
+        if adapter is None:  # the untouched base reads the placeholder word
+            return []
+        found = [(self._embeddings_of(name, self[adapter]), rows) for name, rows in concept_rows.items()]
+        return [(embeddings, rows) for embeddings, rows in found if embeddings is not None]
+
+    def _embeddings_of(self, concept: str, active: Adapter) -> ConceptEmbeddings | None:
+        """The embeddings that a mention means: those of the active adapter, or of the one that knows the concept."""
+        if concept in ("", active.concept):
+            return active.embeddings
+        holders = [adapter for adapter in self._adapters.values() if adapter.concept == concept]
+        if len(holders) != 1:
+            known = ", ".join(sorted({adapter.concept for adapter in self._adapters.values()}))
+            raise InvalidInput(
+                f"{len(holders)} loaded adapters know the concept <{concept}>, it has to be one",
+                field="prompt",
+                mend=f"loaded concepts: {known}",
+            )
+        return holders[0].embeddings
+
+    @torch.no_grad()
+    def context_rows(self, x_BCHW: Tensor, t_B: Tensor, text: TextEncoding) -> Tensor:
+        """Mean over all mentions of the concept's context rows at the input of each block, in the base: (N, R, D)."""
+        mean_NRD = torch.zeros(self.embedding_shape, device=self.device)
+        count_R = torch.zeros(self._rows, device=self.device)
+        where = [
+            (sample, row, embedding_index(position, len(rows), self._rows))
+            for sample, mentioned in enumerate(text.concept_rows)
+            for rows in mentioned.values()
+            for position, row in enumerate(rows)
+        ]
+        if not where:
+            raise ValueError("no prompt mentions a concept")
+        for _, _, index in where:
+            count_R[index] += 1
+
+        def record(block: int, context_BLD: Tensor) -> None:
+            for sample, row, index in where:
+                mean_NRD[block, index] += context_BLD[sample, row].float() / count_R[index]
+
+        with self._hooks.recording(record):
+            self.forward(x_BCHW, t_B, text, [None] * len(text))
+        return mean_NRD

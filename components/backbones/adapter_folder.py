@@ -1,0 +1,163 @@
+"""The weight files of an adapter folder (DESIGN section 3).
+
+```
+adapter_config.json, adapter_model.safetensors   peft: PeftModel.from_pretrained(transformer, folder)
+pytorch_lora_weights.safetensors                 diffusers: pipe.load_lora_weights(folder)
+concept_embeddings.safetensors                   layer-wise embeddings; its metadata says which concept and which base
+```
+The two LoRA formats hold the same weights; both are absent if the adapter has no LoRA. The embeddings file is always
+there, without a tensor if the adapter has no embeddings, because the identity of the adapter stands in its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from components.backbones.lora import TARGETS, lora_config
+from components.errors import InvalidInput
+from components.files import verify_manifest
+from components.settings import LoraSettings
+
+CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+EMBEDDINGS = "concept_embeddings.safetensors"
+FORMAT = "1"
+_PEFT_PREFIX = "base_model.model."
+_TENSOR = "concept_embeddings"
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """What the weight files of an adapter folder hold.
+
+    Attributes:
+        concept: name of the concept.
+        base_fingerprint: the base the adapter belongs to.
+        placeholder: the word that stands for the concept before the text encoders.
+        rows: R, context rows per mention.
+        lora: rank and alpha, or None.
+        lora_weights: `<module>.lora_A.weight` and so on -> tensor.
+        embeddings_NRD: layer-wise embeddings, or None.
+    """
+
+    concept: str
+    base_fingerprint: str
+    placeholder: str
+    rows: int
+    lora: LoraSettings | None
+    lora_weights: Mapping[str, Tensor]
+    embeddings_NRD: Tensor | None
+
+
+def write(folder: Path, files: AdapterFiles) -> None:
+    """Write the weight files into an existing folder (that of `components.files.atomic_folder`)."""
+    metadata = {
+        "format": "pt",
+        "purecc_format": FORMAT,
+        "concept": files.concept,
+        "base_fingerprint": files.base_fingerprint,
+        "placeholder": files.placeholder,
+        "rows": ",".join(["clip", *["t5"] * (files.rows - 1)]),
+    }
+    tensors = {} if files.embeddings_NRD is None else {_TENSOR: _cpu(files.embeddings_NRD)}
+    save_file(tensors, folder / EMBEDDINGS, metadata=metadata)
+    if files.lora is None:
+        return
+    from diffusers import StableDiffusion3Pipeline
+
+    weights = {name: _cpu(value) for name, value in files.lora_weights.items()}
+    config = lora_config(rank=files.lora.rank, alpha=files.lora.alpha)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    save_file({_PEFT_PREFIX + name: value for name, value in weights.items()}, folder / PEFT_WEIGHTS, {"format": "pt"})
+    # without this metadata diffusers takes alpha = rank
+    StableDiffusion3Pipeline.save_lora_weights(
+        folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=config.to_dict()
+    )
+
+
+def read(folder: Path) -> AdapterFiles:
+    """Read and check an adapter folder.
+
+    Raises:
+        IntegrityError: the folder does not match its SHA256SUMS.
+        InvalidInput: a file is missing or corrupt, a key unknown, a value not finite; it is named.
+    """
+    if not folder.is_dir():
+        raise InvalidInput("no such adapter folder", file=folder)
+    verify_manifest(folder)
+    metadata, tensors = _read_safetensors(folder / EMBEDDINGS)
+    if metadata.get("purecc_format") != FORMAT:
+        raise InvalidInput(
+            f"format {metadata.get('purecc_format')!r}, this version reads {FORMAT!r}", file=folder / EMBEDDINGS
+        )
+    if set(tensors) - {_TENSOR}:
+        raise InvalidInput(f"unknown tensors {sorted(set(tensors) - {_TENSOR})}", file=folder / EMBEDDINGS)
+    if _TENSOR in tensors and tensors[_TENSOR].ndim != 3:
+        raise InvalidInput(f"{_TENSOR} has {tensors[_TENSOR].ndim} dimensions, not 3", file=folder / EMBEDDINGS)
+    missing = {"concept", "base_fingerprint", "placeholder", "rows"} - set(metadata)
+    if missing:
+        raise InvalidInput(f"missing metadata {sorted(missing)}", file=folder / EMBEDDINGS)
+    lora, weights = _read_lora(folder)
+    return AdapterFiles(
+        concept=metadata["concept"],
+        base_fingerprint=metadata["base_fingerprint"],
+        placeholder=metadata["placeholder"],
+        rows=len(metadata["rows"].split(",")),
+        lora=lora,
+        lora_weights=weights,
+        embeddings_NRD=tensors.get(_TENSOR),
+    )
+
+
+def _cpu(value: Tensor) -> Tensor:
+    return value.detach().to("cpu").contiguous()
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not file.is_file():
+        raise InvalidInput("missing file of the adapter", file=file)
+    try:
+        with safe_open(file, framework="pt") as stream:
+            metadata = dict(stream.metadata() or {})
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InvalidInput(f"not a readable safetensors file: {error}", file=file) from error
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise InvalidInput(f"{name} holds values that are not finite", file=file, mend="train the adapter again")
+    return metadata, tensors
+
+
+def _read_lora(folder: Path) -> tuple[LoraSettings | None, dict[str, Tensor]]:
+    if not (folder / CONFIG).is_file():
+        if (folder / PEFT_WEIGHTS).exists():
+            raise InvalidInput("weights without their configuration", file=folder / CONFIG)
+        return None, {}
+    try:
+        stated: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInput(f"not JSON: {error}", file=folder / CONFIG) from error
+    try:
+        lora = LoraSettings(rank=stated["r"], alpha=stated["lora_alpha"])
+    except (KeyError, ValueError) as error:
+        raise InvalidInput(f"no rank and alpha: {error}", file=folder / CONFIG) from error
+    expected = lora_config(rank=lora.rank, alpha=lora.alpha).to_dict()
+    # what changes the arithmetic and is not what this project writes would be ignored in silence
+    for field in ("peft_type", "use_dora", "use_rslora", "bias", "lora_bias", "rank_pattern", "alpha_pattern"):
+        if field in stated and stated[field] != expected[field]:
+            raise InvalidInput(f"{stated[field]!r} is not supported", file=folder / CONFIG, field=field)
+    if set(stated.get("target_modules") or ()) != set(TARGETS):
+        raise InvalidInput(f"other modules than {list(TARGETS)}", file=folder / CONFIG, field="target_modules")
+    _, tensors = _read_safetensors(folder / PEFT_WEIGHTS)
+    return lora, {name.removeprefix(_PEFT_PREFIX): value for name, value in tensors.items()}

@@ -1,0 +1,156 @@
+"""LoRA on the attention projections of an MM-DiT, by name on one shared transformer.
+
+peft does the arithmetic; what stands here is which modules are adapted, an initialisation that depends on a seed alone,
+and a switch that neither copies weights nor touches `requires_grad` (peft's own `set_adapter` resets it).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+ATTENTION = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+)
+SECOND_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TARGETS = (*(f"attn.{name}" for name in ATTENTION), *(f"attn2.{name}" for name in SECOND_ATTENTION))
+
+
+def expected_modules(transformer: nn.Module) -> set[str]:
+    """Names of the modules that LoRA has to adapt: every attention projection of every block.
+
+    The last block drops its context stream (`context_pre_only`), hence has no `to_add_out`; blocks with dual attention
+    have `attn2` besides.
+    """
+    names = set()
+    for index, block in enumerate(transformer.transformer_blocks):  # type: ignore[arg-type]
+        attention = [name for name in ATTENTION if not (block.context_pre_only and name == "to_add_out")]
+        names |= {f"transformer_blocks.{index}.attn.{name}" for name in attention}
+        if block.use_dual_attention:
+            names |= {f"transformer_blocks.{index}.attn2.{name}" for name in SECOND_ATTENTION}
+    return names
+
+
+def lora_layers(transformer: nn.Module) -> dict[str, LoraLayer]:
+    """Name -> LoRA layer, in the order of the model."""
+    return {name: module for name, module in transformer.named_modules() if isinstance(module, LoraLayer)}
+
+
+def layers_of(transformer: nn.Module, adapter: str) -> dict[str, LoraLayer]:
+    """Name -> LoRA layer that holds weights of that adapter."""
+    return {name: layer for name, layer in lora_layers(transformer).items() if adapter in layer.lora_A}
+
+
+def lora_config(*, rank: int, alpha: float) -> LoraConfig:
+    """peft's description of such an adapter."""
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft computes with any number
+        target_modules=list(TARGETS),
+        lora_dropout=0.0,
+        bias="none",
+    )
+
+
+def add_lora(transformer: nn.Module, adapter: str, *, rank: int, alpha: float, seed: int) -> None:
+    """Add an adapter: A uniform in +-1/sqrt(fan-in) (peft's Kaiming default) from the seed, B zero, all frozen.
+
+    Raises:
+        RuntimeError: the targets did not match every projection of every block (another architecture).
+    """
+    config = lora_config(rank=rank, alpha=alpha)
+    training = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    with torch.random.fork_rng(devices=[]):  # peft initialises from the global generator: overwritten below
+        transformer.add_adapter(config, adapter_name=adapter)  # type: ignore[operator]
+    for parameter in training:  # peft froze what other adapters train
+        parameter.requires_grad_(True)
+    layers = layers_of(transformer, adapter)
+    expected = expected_modules(transformer)
+    if set(layers) != expected:
+        wrong = ", ".join(sorted(set(layers) ^ expected)[:5])
+        raise RuntimeError(f"LoRA targets do not match the attention projections of this transformer: {wrong}")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name in sorted(layers):
+            down, up = layers[name].lora_A[adapter].weight, layers[name].lora_B[adapter].weight
+            bound = 1.0 / math.sqrt(down.shape[1])
+            down.copy_((2.0 * torch.rand(down.shape, generator=generator) - 1.0) * bound)
+            up.zero_()
+    for parameter in parameters_of(transformer, adapter).values():
+        parameter.requires_grad_(False)
+
+
+def remove_lora(transformer: nn.Module, adapter: str) -> None:
+    """Remove an adapter's weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft tells which other adapter it activates: none is, see `Switch`
+        transformer.delete_adapters(adapter)  # type: ignore[operator]
+
+
+def parameters_of(transformer: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """Name in peft's saved form (`<module>.lora_A.weight`) -> parameter."""
+    found = {}
+    for name, layer in layers_of(transformer, adapter).items():
+        found[f"{name}.lora_A.weight"] = layer.lora_A[adapter].weight
+        found[f"{name}.lora_B.weight"] = layer.lora_B[adapter].weight
+    return found
+
+
+def load_parameters(transformer: nn.Module, adapter: str, values: Mapping[str, Tensor]) -> None:
+    """Copy values, named as in `parameters_of`, into an adapter; names and shapes have been checked."""
+    with torch.no_grad():
+        for name, parameter in parameters_of(transformer, adapter).items():
+            parameter.copy_(values[name])
+
+
+class Switch:
+    """Which adapter's LoRA acts in a forward pass; outside of `active` none does.
+
+    peft's switch walks all modules and sets `requires_grad`; this one writes two fields of each LoRA layer.
+    """
+
+    def __init__(self, transformer: nn.Module):
+        self._transformer = transformer
+        self._layers: list[LoraLayer] = []
+        self._active: str | None = None
+
+    def refresh(self) -> None:
+        """Look for the LoRA layers again, after an adapter was added or removed."""
+        self._layers = list(lora_layers(self._transformer).values())
+        self._set(None)
+
+    @property
+    def current(self) -> str | None:
+        return self._active
+
+    def _set(self, adapter: str | None) -> None:
+        for layer in self._layers:
+            layer._disable_adapters = adapter is None
+            layer._active_adapter = [] if adapter is None else [adapter]
+        self._active = adapter
+
+    @contextmanager
+    def active(self, adapter: str | None) -> Iterator[None]:
+        """Within, the adapter's LoRA acts; with None the base alone."""
+        before = self._active
+        if before != adapter:
+            self._set(adapter)
+        try:
+            yield
+        finally:
+            if before != adapter:
+                self._set(before)

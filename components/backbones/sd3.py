@@ -1,0 +1,331 @@
+"""Stable Diffusion 3 / 3.5 as a backbone: one shared transformer, adapters by name.
+
+Shape suffixes as in `components.backbones.interface`; N transformer blocks, R rows per mention, D inner width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from components.backbones import adapter_folder, base_folder, sampling
+from components.backbones.adapted import AdaptedTransformer
+from components.backbones.interface import Backbone, TextEncoding
+from components.backbones.text_encoders import TextEncoders, load_tokenizer
+from components.errors import InvalidInput
+from components.settings import BaseSettings, LoraSettings
+
+_TEXT_BATCH = 32
+_EFFECT = 1e-6
+"""Least relative change of the velocity that counts as an effect of an adapter."""
+
+
+class SD3Backbone(Backbone):
+    """The pre-trained model of a profile; made by `SD3Backbone.load`.
+
+    Text encoders and autoencoder are loaded when first used and can be freed; the transformer and the tokenizers stay.
+    """
+
+    def __init__(self, folder: Path, settings: BaseSettings):
+        import diffusers
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        diffusers.utils.logging.disable_progress_bar()
+        self.folder, self.settings = folder, settings
+        self._device, self._dtype = _device(settings), getattr(torch, settings.dtype)
+        if self._device.type == "cpu":
+            # this switch governs the CPU kernel too, which is slow for the ~100 tokens of small images
+            torch.backends.cuda.enable_flash_sdp(False)
+        self.tokenizer = load_tokenizer(
+            folder, placeholder=settings.placeholder, max_sequence_length=settings.max_sequence_length
+        )
+        self._scheduler = diffusers.FlowMatchEulerDiscreteScheduler.load_config(folder, subfolder="scheduler")
+        if self._scheduler.get("use_dynamic_shifting"):
+            raise InvalidInput(
+                "a timestep shift that depends on the resolution is not supported",
+                file=folder / "scheduler" / "scheduler_config.json",
+                field="use_dynamic_shifting",
+            )
+        transformer = diffusers.SD3Transformer2DModel.from_pretrained(
+            folder, subfolder="transformer", torch_dtype=self._dtype
+        )
+        self.adapted = AdaptedTransformer(
+            transformer.to(self._device),
+            train_timesteps=self._scheduler["num_train_timesteps"],
+            rows_per_mention=self.tokenizer.rows_per_mention,
+        )
+        self._vae_config = diffusers.AutoencoderKL.load_config(folder, subfolder="vae")
+        self._text: TextEncoders | None = None
+        self._vae: Any = None
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def load(cls, settings: BaseSettings, *, parts: Iterable[str] = ("transformer",)) -> SD3Backbone:
+        """Load a base.
+
+        Args:
+            parts: what to load at once: `text`, `vae`, `transformer`; the others follow when first used.
+
+        Raises:
+            InvalidInput: the folder or hub id does not exist, a file is missing or corrupt, the placeholder is not one
+                token, or a CLIP encoder would pool at the wrong token.
+        """
+        backbone = cls(base_folder.resolve(settings), settings)
+        if "text" in parts:
+            backbone._text_encoders()
+        if "vae" in parts:
+            backbone._autoencoder()
+        return backbone
+
+    def free(self, *parts: str) -> None:
+        """Drop `text` and/or `vae` from memory; they are loaded again when next used."""
+        if "text" in parts:
+            self._text = None
+        if "vae" in parts:
+            self._vae = None
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def fingerprint(self) -> str:
+        if self._fingerprint is None:
+            self._fingerprint = base_folder.fingerprint(self.folder)
+        return self._fingerprint
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def transformer(self) -> Any:
+        """The diffusers transformer; no adapter acts in it outside of `velocity` and `sample`."""
+        return self.adapted.transformer
+
+    @property
+    def timestep_shift(self) -> float:
+        """The shift of the scheduler: that of training and sampling."""
+        return float(self._scheduler["shift"])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        side = self.settings.resolution // 2 ** (len(self._vae_config["block_out_channels"]) - 1)
+        return int(self.transformer.config.in_channels), side, side
+
+    # texts and images
+
+    def encode_text(self, prompts: Sequence[str]) -> TextEncoding:
+        encode = self._text_encoders()
+        batches = [prompts[start : start + _TEXT_BATCH] for start in range(0, len(prompts), _TEXT_BATCH)]
+        return TextEncoding.cat([encode(self.tokenizer, batch) for batch in batches])
+
+    @torch.no_grad()
+    def encode_image(self, images_BCHW: Tensor) -> Tensor:
+        vae = self._autoencoder()
+        mode_BCHW = vae.encode(images_BCHW.to(self._device, self._dtype)).latent_dist.mode().float()
+        return (mode_BCHW - vae.config.shift_factor) * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        vae = self._autoencoder()
+        latents_BCHW = latents_BCHW / vae.config.scaling_factor + vae.config.shift_factor
+        return vae.decode(latents_BCHW.to(self._device, self._dtype), return_dict=False)[0].float().clamp(-1, 1)
+
+    def _text_encoders(self) -> TextEncoders:
+        if self._text is None:
+            width = int(self.transformer.config.joint_attention_dim)
+            self._text = TextEncoders(self.folder, device=self._device, dtype=self._dtype, context_width=width)
+        return self._text
+
+    def _autoencoder(self) -> Any:
+        if self._vae is None:
+            from diffusers import AutoencoderKL
+
+            vae = AutoencoderKL.from_pretrained(self.folder, subfolder="vae", torch_dtype=self._dtype)
+            self._vae = vae.to(self._device).eval().requires_grad_(False)
+        return self._vae
+
+    # the flow
+
+    def velocity(self, x_BCHW: Tensor, t_B: Tensor, text: TextEncoding, adapter: str | None) -> Tensor:
+        return self.adapted.forward(x_BCHW, t_B, text, [adapter] * len(text))
+
+    def velocities(
+        self, x_BCHW: Tensor, t_B: Tensor, conditions: Sequence[tuple[TextEncoding, str | None]]
+    ) -> list[Tensor]:
+        """The velocities at the same x_t under several (text, adapter), in as few forward passes as possible.
+
+        Conditions that act through the same LoRA, or through none, share a pass: embeddings may differ by sample.
+        """
+        groups: dict[str | None, list[int]] = {}
+        for index, (_, adapter) in enumerate(conditions):
+            groups.setdefault(self.adapted.lora_of(adapter), []).append(index)
+        results: dict[int, Tensor] = {}
+        for members in groups.values():
+            v_BCHW = self.adapted.forward(
+                x_BCHW.repeat(len(members), 1, 1, 1),
+                t_B.repeat(len(members)),
+                TextEncoding.cat([conditions[index][0] for index in members]),
+                [conditions[index][1] for index in members for _ in range(len(x_BCHW))],
+            )
+            results |= dict(zip(members, v_BCHW.chunk(len(members)), strict=True))
+        return [results[index] for index in range(len(conditions))]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        text: TextEncoding,
+        negative: TextEncoding,
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        guidance_scale: float,
+        adapter: str | None,
+    ) -> Tensor:
+        """As in the protocol; `negative` holds one prompt for all, or one for each."""
+        if len(seeds) != len(text):
+            raise ValueError(f"{len(seeds)} seeds for {len(text)} prompts")
+        if guidance_scale > 1:
+            text = TextEncoding.cat([negative if len(negative) == len(text) else negative.select([0] * len(text)), text])
+        latents_BCHW = sampling.euler(
+            self._scheduler,
+            sampling.noise(seeds, self.latent_shape).to(self._device),
+            lambda x_BCHW, t_B: self.velocity(x_BCHW, t_B, text, adapter),
+            steps=steps,
+            guidance_scale=guidance_scale,
+        )
+        return self.decode(latents_BCHW)
+
+    # adapters
+
+    def create_adapter(
+        self,
+        name: str,
+        *,
+        concept: str,
+        lora: LoraSettings | None = None,
+        embeddings_NRD: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Add a frozen adapter: LoRA that changes nothing yet (A from the seed, B zero), embeddings as given."""
+        self.adapted.create(name, concept=concept, lora=lora, embeddings_NRD=embeddings_NRD, seed=seed)
+
+    def parameters(self, name: str) -> dict[str, dict[str, nn.Parameter]]:
+        """Kind (`lora`, `embeddings`) -> name -> parameter; all are frozen until `requires_grad_` is called on them."""
+        return self.adapted.parameters(name)
+
+    def measure_context_rows(
+        self, text: TextEncoding, latents_BCHW: Tensor, *, times: Sequence[float] = (0.25, 0.5, 0.75), seed: int = 0
+    ) -> Tensor:
+        """Mean context rows of the concept at the input of each block of the untouched base: (N, R, D).
+
+        With these as embeddings the adapted model starts close to the base that reads the placeholder word.
+
+        Args:
+            text: prompts that mention the concept, each with the latent of the image it describes.
+            times: the t at which the images are noised.
+        """
+        x_1_BCHW = sampling.noise([seed + index for index in range(len(text))], self.latent_shape).to(self._device)
+        rows = []
+        for t in times:
+            x_BCHW = (1 - t) * latents_BCHW.to(self._device) + t * x_1_BCHW
+            t_B = torch.full((len(text),), t, device=self._device)
+            rows.append(self.adapted.context_rows(x_BCHW, t_B, text))
+        return torch.stack(rows).mean(0)
+
+    def save_adapter(self, name: str, folder: Path) -> None:
+        """Write the weight files of the adapter into an existing folder; the caller adds the rest and the manifest."""
+        adapter = self.adapted[name]
+        adapter_folder.write(
+            folder,
+            adapter_folder.AdapterFiles(
+                concept=adapter.concept,
+                base_fingerprint=self.fingerprint,
+                placeholder=self.settings.placeholder,
+                rows=self.tokenizer.rows_per_mention,
+                lora=adapter.lora,
+                lora_weights=dict(self.parameters(name).get("lora", {})),
+                embeddings_NRD=adapter.embeddings.Y_NRD if adapter.embeddings is not None else None,
+            ),
+        )
+
+    def load_adapter(self, folder: Path, name: str) -> None:
+        """Load an adapter folder under a name; it stays frozen.
+
+        Raises:
+            IntegrityError: the folder does not match its manifest.
+            InvalidInput: made for another base or placeholder, keys that match nothing or are missing, wrong shapes,
+                values that are not finite, or an adapter that changes nothing.
+        """
+        files = adapter_folder.read(folder)
+        if files.base_fingerprint != self.fingerprint:
+            raise InvalidInput(
+                f"made for the base {files.base_fingerprint[:12]}, this is {self.fingerprint[:12]}",
+                file=folder,
+                mend="use the base it was trained on, or train it again",
+            )
+        if (files.placeholder, files.rows) != (self.settings.placeholder, self.tokenizer.rows_per_mention):
+            raise InvalidInput(
+                f"trained with the placeholder {files.placeholder!r} of {files.rows} rows",
+                file=folder,
+                field="base.placeholder",
+                mend="set the profile's placeholder to it",
+            )
+        try:
+            self.create_adapter(name, concept=files.concept, lora=files.lora, embeddings_NRD=files.embeddings_NRD)
+        except ValueError as error:
+            raise InvalidInput(str(error), file=folder) from error
+        try:
+            if files.lora is not None:
+                self._copy_lora(name, files, folder)
+            self.assert_has_effect(name)
+        except InvalidInput as error:
+            self.remove_adapter(name)
+            raise InvalidInput(error.problem, file=folder, field=error.field, mend=error.mend) from error
+
+    def _copy_lora(self, name: str, files: adapter_folder.AdapterFiles, folder: Path) -> None:
+        expected = {key: tuple(value.shape) for key, value in self.parameters(name)["lora"].items()}
+        found = {key: tuple(value.shape) for key, value in files.lora_weights.items()}
+        if wrong := sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key)):
+            key = wrong[0]
+            problem = f"{len(wrong)} tensors do not fit this base: {key} is {found.get(key)}, not {expected.get(key)}"
+            raise InvalidInput(problem, file=folder)
+        self.adapted.load_lora(name, dict(files.lora_weights))
+
+    @torch.no_grad()
+    def assert_has_effect(self, name: str) -> None:
+        """The adapter changes the velocity at a fixed random input.
+
+        Raises:
+            InvalidInput: it does not (zero weights, weights that were not applied), or the velocity is not finite.
+        """
+        config, generator = self.transformer.config, torch.Generator().manual_seed(0)
+        side = 8 * int(config.patch_size)
+        length = self.tokenizer.clip_length + self.tokenizer.max_sequence_length
+        rows = (1, *(self.tokenizer.clip_length + position for position in range(self.tokenizer.t5_tokens)))
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(self._device, self._dtype)
+
+        text = TextEncoding(
+            draw(1, length, config.joint_attention_dim), draw(1, config.pooled_projection_dim), ({"": rows},)
+        )
+        x_BCHW, t_B = draw(1, config.in_channels, side, side), torch.full((1,), 0.5, device=self._device)
+        base, adapted = self.velocity(x_BCHW, t_B, text, None), self.velocity(x_BCHW, t_B, text, name)
+        change = float((adapted - base).norm() / base.norm().clamp_min(1e-12))
+        if not change > _EFFECT:  # also where it is not a number
+            raise InvalidInput(f"the adapter {name!r} changes the model by {change:.1e}: it has no effect")
+
+    def remove_adapter(self, name: str) -> None:
+        self.adapted.remove(name)
+
+
+def _device(settings: BaseSettings) -> torch.device:
+    available = torch.cuda.is_available()
+    if settings.device == "cuda" and not available:
+        raise InvalidInput("no CUDA device", field="base.device", mend="set base.device to auto or cpu")
+    return torch.device("cpu" if settings.device == "cpu" or not available else "cuda")
