@@ -83,6 +83,9 @@ class EvaluatorSettings(_Settings):
     dino: str
     segmenter: str
     oracle: str | None = None
+    csd: str | None = Field(None, description="style encoder, a vision transformer")
+    hps: str | None = Field(None, description="HPSv2.1 in CLIP layout")
+    pickscore: str | None = None
 
 
 class EvaluationSettings(_Settings):
@@ -107,6 +110,10 @@ class ConceptSettings(_Settings):
     minimum_references: int = Field(2, ge=1)
     maximum_references: int = Field(50, ge=1)
     minimum_side: int = Field(64, ge=1, description="pixels")
+    maximum_aspect: float = Field(2.0, ge=1, description="long side over short side; beyond it, a warning")
+    minimum_sharpness: float = Field(30.0, ge=0, description="variance of the Laplacian; below it, a warning")
+    near_duplicate_bits: int = Field(6, ge=0, le=64, description="perceptual hashes that near: a warning")
+    identical_backgrounds: float = Field(0.7, ge=0, le=1, description="likeness of all borders: from it on, a warning")
     class_words: list[str] | None = Field(None, description="the words the base can draw; None: any word")
 
 
