@@ -49,13 +49,13 @@ def load_concept(folder: Path) -> Concept:
     if problem:
         raise problem
     fields, problems = read_concept_file(folder)
-    rows, row_problems = read_metadata(folder)
-    problems += row_problems
-    problems += stray_files(folder, {row.file_name for row in rows})
+    metadata = read_metadata(folder)
+    problems += metadata.problems
+    problems += stray_files(folder, metadata.named)
     if problems:
         raise problems[0]
     references = []
-    for row in rows:
+    for row in metadata.rows:
         path = folder / row.file_name
         unreadable = file_problem(path)
         if unreadable:
@@ -92,11 +92,14 @@ def folder_problem(folder: Path) -> InvalidInput | None:
     return None
 
 
-def stray_files(folder: Path, listed: set[str]) -> list[InvalidInput]:
-    """Everything in the folder that is neither hidden nor one of its files: nothing is dropped silently."""
+def stray_files(folder: Path, listed: set[str] | None) -> list[InvalidInput]:
+    """Everything in the folder that is neither hidden nor one of its files: nothing is dropped silently.
+
+    With `listed=None` (it is not known which images are listed) no image counts as stray.
+    """
     problems = []
     for path in sorted(folder.iterdir()):
-        if path.name in listed or path.name.startswith(".") or path.name in {CONCEPT_FILE, METADATA_FILE}:
+        if path.name in (listed or ()) or path.name.startswith(".") or path.name in {CONCEPT_FILE, METADATA_FILE}:
             continue
         unreadable = file_problem(path)
         if path.is_dir() and not path.is_symlink():
@@ -104,6 +107,8 @@ def stray_files(folder: Path, listed: set[str]) -> list[InvalidInput]:
         elif unreadable:
             problems.append(InvalidInput(unreadable[0], file=path, mend=unreadable[1]))
         elif path.suffix.lower() in IMAGE_SUFFIXES:
+            if listed is None:
+                continue
             mend = f"add its line to {METADATA_FILE} or remove the image"
             problems.append(InvalidInput(f"the image is not listed in {METADATA_FILE}", file=path, mend=mend))
         elif not _OTHER_FILES.fullmatch(path.name):

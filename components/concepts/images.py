@@ -26,6 +26,8 @@ MAXIMUM_PIXELS = 64 * 2**20
 FORMATS = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",)}
 """Accepted formats and the suffixes that belong to them."""
 MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
+DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+"""Pillow's modes of more than 8 bits per channel."""
 # Formats that are opened only to say by name what is wrong; all others are "not an image".
 _NAMED = ("GIF", "BMP", "TIFF", "ICO", "PPM")
 
@@ -91,8 +93,8 @@ def header_problem(header: Header) -> tuple[str, str] | None:
         return f"a {header.format} image", "save it as PNG or JPEG"
     if header.mode == "CMYK":
         return "a CMYK image, made for print", "convert it to sRGB and save it as PNG or JPEG"
-    if header.bits > 8 or header.mode.startswith("I"):
-        return f"{max(header.bits, 16)} bits per channel", "save it with 8 bits per channel"
+    if header.bits > 8:
+        return f"{header.bits} bits per channel", "save it with 8 bits per channel"
     if header.mode not in MODES:
         return f"the colour mode {header.mode}", "convert it to sRGB and save it as PNG or JPEG"
     return None
@@ -156,7 +158,9 @@ def _header(image: Image.Image, content: bytes) -> Header:
     name = image.format or "?"
     # Phones store a second picture behind the photo ("MPO"); the photo itself is a plain JPEG
     frames = 1 if name == "MPO" else int(getattr(image, "n_frames", 1))
-    bits = 16 if image.mode.startswith("I;16") else 32 if image.mode in {"I", "F"} else 8
+    bits = 8
+    if image.mode in DEEP_MODES:
+        bits = 16 if image.mode.startswith("I;16") else 32
     if name == "PNG":
         bits = max(bits, content[24])  # IHDR: Pillow reads 16-bit colour as 8-bit without saying so
     try:

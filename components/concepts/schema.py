@@ -28,6 +28,21 @@ _ROW_FIELDS = {"file_name": True, "text": True, "base_text": False}
 
 
 @dataclass(frozen=True)
+class Metadata:
+    """What metadata.jsonl holds.
+
+    Attributes:
+        rows: the valid lines.
+        problems: what is wrong with the others.
+        named: every image that a line names, valid or not; None if the file as a whole cannot be read.
+    """
+
+    rows: list[Row]
+    problems: list[InvalidInput]
+    named: set[str] | None
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of metadata.jsonl: the image `file_name`, its complete text and, if given, its base text."""
 
@@ -88,7 +103,7 @@ def field_problem(field: str, value: Any) -> tuple[str, str] | None:
     return None
 
 
-def read_metadata(folder: Path) -> tuple[list[Row], list[InvalidInput]]:
+def read_metadata(folder: Path) -> Metadata:
     """The valid lines of `metadata.jsonl` and the problems of the others; what the texts say is not judged here."""
     file = folder / METADATA_FILE
     try:
@@ -97,20 +112,24 @@ def read_metadata(folder: Path) -> tuple[list[Row], list[InvalidInput]]:
         mend = (
             'write a line {"file_name": "01.png", "text": "a [V] ..."} per image' if not file.exists() else error.mend
         )
-        return [], [InvalidInput(error.problem, file=file, field=error.field, mend=mend)]
+        return Metadata([], [InvalidInput(error.problem, file=file, field=error.field, mend=mend)], None)
     rows: list[Row] = []
     problems: list[InvalidInput] = []
     first_line: dict[str, int] = {}
+    named: set[str] = set()
     lines = content.split("\n")
     if len(lines) > MAXIMUM_LINES:
         problem = f"{len(lines)} lines, at most {MAXIMUM_LINES} are read"
-        return [], [InvalidInput(problem, file=file, mend="split the concept")]
+        return Metadata([], [InvalidInput(problem, file=file, mend="split the concept")], None)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"line {number}"
         try:
-            row = _row(number, line)
+            values = _object(line)
+            if isinstance(values.get("file_name"), str):
+                named.add(values["file_name"])
+            row = _row(number, values)
         except InvalidInput as error:
             field = f"{where}: {error.field}" if error.field else where
             problems.append(InvalidInput(error.problem, file=file, field=field, mend=error.mend))
@@ -121,16 +140,20 @@ def read_metadata(folder: Path) -> tuple[list[Row], list[InvalidInput]]:
             continue
         first_line[row.file_name] = number
         rows.append(row)
-    return rows, problems
+    return Metadata(rows, problems, named)
 
 
-def _row(number: int, line: str) -> Row:
+def _object(line: str) -> dict[str, Any]:
     try:
         values = json.loads(line, object_pairs_hook=_unique)
     except (json.JSONDecodeError, RecursionError) as error:
         raise InvalidInput(f"not JSON: {error}", mend="write one JSON object per line") from error
     if not isinstance(values, dict):
         raise InvalidInput("not a JSON object", mend='write {"file_name": ..., "text": ...}')
+    return values
+
+
+def _row(number: int, values: dict[str, Any]) -> Row:
     for key in values:
         if key not in _ROW_FIELDS:
             raise InvalidInput("unknown field", field=key, mend=f"known fields: {', '.join(_ROW_FIELDS)}")

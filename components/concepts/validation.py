@@ -1,0 +1,148 @@
+"""Judging the facts of a concept folder with great-expectations, and its data docs.
+
+`facts` computes, `rules` says what is right, this module makes suites of the rules, runs them and maps every value
+that fails to a `Finding`. Errors block, warnings are recorded.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import great_expectations as gx
+import pandas as pd
+from great_expectations.core import ExpectationSuiteValidationResult
+from great_expectations.data_context.data_context.ephemeral_data_context import EphemeralDataContext
+from great_expectations.data_context.types.base import ProgressBarsConfig
+from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
+from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet
+from great_expectations.expectations.core.expect_column_values_to_be_null import ExpectColumnValuesToBeNull
+from great_expectations.expectations.expectation import Expectation
+
+from components.concepts import facts as concept_facts
+from components.concepts.concept import folder_problem
+from components.concepts.findings import Finding, ValidationReport
+from components.concepts.rules import Rule, Table, rules
+from components.errors import InvalidInput
+from components.settings import ConceptSettings
+
+logger = logging.getLogger(__name__)
+
+_SITE = "concept"
+
+
+def validate(folder: Path, settings: ConceptSettings, docs_dir: Path) -> ValidationReport:
+    """Judge a concept folder and build its data docs into `docs_dir`, which is replaced.
+
+    Raises:
+        InvalidInput: there is no such folder (whatever is wrong inside it becomes a finding), or `docs_dir` holds
+            something else.
+    """
+    problem = folder_problem(folder)
+    if problem:
+        raise problem
+    facts = concept_facts.gather(folder)
+    tables: dict[Table, pd.DataFrame] = {
+        "structure": facts.structure,
+        "images": facts.images,
+        "concept": facts.concept,
+    }
+    kind = facts.concept["kind"].iloc[0]
+    judged = rules(settings, kind=kind)
+    context = _context(docs_dir)
+    findings: dict[str, list[Finding]] = {}
+    for table in get_args(Table):
+        ours = {rule.key: rule for rule in judged if rule.table == table}
+        for key, rows in _failures(context, f"{folder.name}-{table}", tables[table], ours).items():
+            findings[key] = [_finding(ours[key], folder, tables[table].iloc[row].to_dict()) for row in rows]
+    context.build_data_docs(site_names=[_SITE])
+    index = docs_dir / "index.html"
+    errors = [finding for rule in judged if not rule.warning for finding in findings.get(rule.key, [])]
+    warnings = [finding for rule in judged if rule.warning for finding in findings.get(rule.key, [])]
+    if any(finding.expectation == "references_enough" for finding in errors):
+        warnings = [finding for finding in warnings if finding.expectation != "references_comfortable"]
+    logger.info("%s: %d errors, %d warnings, %s", folder.name, len(errors), len(warnings), index)
+    return ValidationReport(folder.name, errors, warnings, facts.images, index)
+
+
+def _context(docs_dir: Path) -> EphemeralDataContext:
+    if docs_dir.is_dir() and any(docs_dir.iterdir()) and not (docs_dir / "expectations").is_dir():
+        raise InvalidInput("the folder holds other things than data docs", file=docs_dir, mend="give an empty folder")
+    shutil.rmtree(docs_dir, ignore_errors=True)
+    docs_dir.mkdir(parents=True)
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
+    for site in list(context.variables.data_docs_sites or {}):
+        context.delete_data_docs_site(site)  # an ephemeral context comes with one in the system's temporary folder
+    context.add_data_docs_site(
+        _SITE,
+        {
+            "class_name": "SiteBuilder",
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": {
+                "class_name": "TupleFilesystemStoreBackend",
+                "base_directory": str(docs_dir.resolve()),
+            },
+        },
+    )
+    return context
+
+
+def _failures(
+    context: EphemeralDataContext, name: str, table: pd.DataFrame, judged: Mapping[str, Rule]
+) -> dict[str, list[int]]:
+    """Rule -> the positions of the rows that fail it."""
+    source = context.data_sources.add_pandas(name)
+    batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
+    suite = context.suites.add(gx.ExpectationSuite(name))
+    for rule in judged.values():
+        suite.add_expectation(_expectation(rule))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
+    checkpoint = context.checkpoints.add(
+        gx.Checkpoint(name=name, validation_definitions=[definition], result_format="COMPLETE")
+    )
+    outcome = checkpoint.run(batch_parameters={"dataframe": table})
+    return {key: rows for validation in outcome.run_results.values() for key, rows in _rows(validation)}
+
+
+def _rows(validation: ExpectationSuiteValidationResult) -> Sequence[tuple[str, list[int]]]:
+    found = []
+    for result in validation.results:
+        config = result.expectation_config
+        raised = (result.exception_info or {}).get("raised_exception")
+        if config is None or raised:  # a rule that cannot be judged must never pass for one that holds
+            raise RuntimeError(f"great-expectations could not judge {config and config.meta}: {result.exception_info}")
+        if not result.success:
+            found.append((str(config.meta["rule"]), [int(row) for row in result.result["unexpected_index_list"]]))
+    return found
+
+
+def _expectation(rule: Rule) -> Expectation:
+    common: dict[str, Any] = {
+        "column": rule.column,
+        "severity": "warning" if rule.warning else "critical",
+        "meta": {"rule": rule.key},
+        "notes": f"{rule.key}: {rule.problem}. Mend: {rule.mend}",
+    }
+    if rule.check == "null":
+        return ExpectColumnValuesToBeNull(**common)
+    if rule.check == "between":
+        return ExpectColumnValuesToBeBetween(**common, **rule.bounds)
+    return ExpectColumnValuesToBeInSet(**common, **rule.bounds)
+
+
+def _finding(rule: Rule, folder: Path, row: Mapping[Any, Any]) -> Finding:
+    def filled(template: str) -> str:
+        return template.format_map(row)
+
+    return Finding(
+        expectation=rule.key,
+        field=filled(rule.where),
+        value=row[rule.column],
+        mend=filled(rule.mend),
+        file=str(folder / filled(rule.file)),
+        problem=filled(rule.problem),
+    )
