@@ -22,6 +22,7 @@ import psutil
 
 from components.errors import InvalidInput, PureCCError
 from components.settings import project_root
+from components.tracking.store import open_store
 
 log = logging.getLogger(__name__)
 
@@ -92,13 +93,14 @@ def prefect_server(root: Path, host: str, port: int) -> Server:
 
 
 def mlflow_server(root: Path, host: str, port: int) -> Server:
-    """MLflow's server on mlruns/mlflow.db, run from the project's folder, to which the artifact paths are relative."""
-    store = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
+    """MLflow's server on the store that the flows of this project write; it is made, if it is not there yet."""
+    store = open_store(root)
+    artifacts = str(store.artifacts or root / "mlruns" / "artifacts")
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     return Server(
         name="MLflow",
-        command=[*command, "--backend-store-uri", store, "--default-artifact-root", "mlruns/artifacts"],
-        environment={},
+        command=[*command, "--backend-store-uri", store.uri, "--default-artifact-root", artifacts],
+        environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # its jobs are not used, and are six processes
         health=f"http://{_in_url(host)}:{port}/health",
         page=f"http://{_in_url(host)}:{port}",
         log=root / ".purecc" / "logs" / "mlflow-server.log",
@@ -186,7 +188,7 @@ def serve(
     allow_remote: bool = False,
     start_seconds: float = START_SECONDS,
 ) -> None:
-    """Start both servers, print where they are, wait for Ctrl-C or SIGTERM, and stop them.
+    """Start both servers, print where they are, wait for Ctrl-C, SIGTERM or a closed terminal, and stop them.
 
     Where MLFLOW_TRACKING_URI or PREFECT_API_URL name a server that already runs, its address is printed and none is
     started.
@@ -221,10 +223,9 @@ def serve(
         pages.append(("MLflow", uri))
     else:
         require_free(host, mlflow_port, "--mlflow-port")
-        (root / "mlruns" / "artifacts").mkdir(parents=True, exist_ok=True)
         servers.append(mlflow_server(root, host, mlflow_port))
     pages += [(server.name, server.page) for server in servers]
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         if servers:
             print(f"starting {' and '.join(server.name for server in servers)} ...", flush=True)
@@ -238,4 +239,5 @@ def serve(
     except KeyboardInterrupt:
         print("stopped", flush=True)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
