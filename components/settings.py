@@ -68,6 +68,7 @@ class LearningSettings(_Settings):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     checkpoint_every: int = Field(50, ge=1)
     preview_every: int = Field(0, ge=0, description="0: no previews")
+    snapshot_steps: list[int] = Field([], description="steps whose adapter is kept besides the last, for curves")
 
 
 class SamplingSettings(_Settings):

@@ -110,8 +110,11 @@ class AdaptedTransformer:
     def load_lora(self, name: str, weights: dict[str, Tensor]) -> None:
         lora_module.load_parameters(self.transformer, name, weights)
 
-    def use_gradient_checkpointing(self) -> None:
+    def use_gradient_checkpointing(self, wanted: bool) -> None:
         """Recompute blocks in the backward pass, each under the adapter and embeddings of its own forward pass."""
+        if not wanted:
+            self.transformer.disable_gradient_checkpointing()
+            return
 
         def recomputed(block: nn.Module, *arguments: Any) -> Any:
             replacement, adapter = self._hooks.current, self._switch.current

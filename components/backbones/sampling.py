@@ -16,9 +16,7 @@ def noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
     return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def euler(
-    scheduler_config: Any, x_BCHW: Tensor, velocity: Velocity, *, steps: int, guidance_scale: float
-) -> Tensor:
+def euler(scheduler_config: Any, x_BCHW: Tensor, velocity: Velocity, *, steps: int, guidance_scale: float) -> Tensor:
     """Latents from noise.
 
     Args:

@@ -190,7 +190,9 @@ class SD3Backbone(Backbone):
         if len(seeds) != len(text):
             raise ValueError(f"{len(seeds)} seeds for {len(text)} prompts")
         if guidance_scale > 1:
-            text = TextEncoding.cat([negative if len(negative) == len(text) else negative.select([0] * len(text)), text])
+            text = TextEncoding.cat(
+                [negative if len(negative) == len(text) else negative.select([0] * len(text)), text]
+            )
         latents_BCHW = sampling.euler(
             self._scheduler,
             sampling.noise(seeds, self.latent_shape).to(self._device),
@@ -217,6 +219,10 @@ class SD3Backbone(Backbone):
     def parameters(self, name: str) -> dict[str, dict[str, nn.Parameter]]:
         """Kind (`lora`, `embeddings`) -> name -> parameter; all are frozen until `requires_grad_` is called on them."""
         return self.adapted.parameters(name)
+
+    def use_gradient_checkpointing(self, wanted: bool) -> None:
+        """Trade time for memory: recompute the transformer's blocks in the backward pass."""
+        self.adapted.use_gradient_checkpointing(wanted)
 
     def measure_context_rows(
         self, text: TextEncoding, latents_BCHW: Tensor, *, times: Sequence[float] = (0.25, 0.5, 0.75), seed: int = 0
