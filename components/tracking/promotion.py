@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from components.errors import PureCCError
+from components.files import digest_of
+from components.settings import Gate
 from components.tracking import registry
 from components.tracking.gates import GateReport
 from components.tracking.registry import CHALLENGER, CHAMPION, PREVIOUS, model_name
@@ -30,16 +33,32 @@ class Check:
         return {"version": self.version, "aliases": list(self.aliases), "ok": self.ok, "detail": self.detail}
 
 
-def record_judgement(store: Store, concept: str, number: int, report: GateReport, key: str) -> None:
+def judgement_key(metrics: Mapping[str, float], gates: Mapping[str, Gate], champion: str | None) -> str:
+    """Digest of what a judgement depends on, by which an unchanged one is recognised.
+
+    Args:
+        champion: content digest of the champion that was judged against.
+    """
+    bounds = {metric: gate.model_dump(mode="json") for metric, gate in gates.items()}
+    return digest_of(
+        {"metrics": {key: repr(value) for key, value in metrics.items()}, "gates": bounds, "champion": champion}
+    )
+
+
+def record_judgement(
+    store: Store, concept: str, number: int, report: GateReport, *, key: str, against: str | None
+) -> None:
     """Tag a version with its gates' outcome.
 
     Args:
-        key: digest of what was judged (metrics, gates, champion), by which an unchanged judgement is recognised.
+        key: see `judgement_key`.
+        against: content digest of the champion that was judged against.
     """
     tags = {
         "gate/status": "passed" if report.passed else "refused",
         "gate/table": json.dumps(report.to_json(), separators=(",", ":")),
         "gate/key": key,
+        "gate/against": against or "",
     }
     if not report.passed:
         tags["gate/refused"] = report.refusal
@@ -50,12 +69,20 @@ def record_judgement(store: Store, concept: str, number: int, report: GateReport
     registry.set_tags(store, concept, number, tags)
 
 
-def promote(store: Store, concept: str, number: int) -> int | None:
+class ChampionChanged(PureCCError):
+    """Another run promoted meanwhile: the judgement has to be made again."""
+
+
+def promote(store: Store, concept: str, number: int, *, judged: tuple[int | None] | None = None) -> int | None:
     """Make a version the champion and return the version it replaces (None: there was none).
 
     The bytes are fetched and verified first; the alias moves last. Promoting the champion again changes nothing.
 
+    Args:
+        judged: the champion that the version was judged against, as a 1-tuple; not given: any.
+
     Raises:
+        ChampionChanged: the champion is another than `judged`.
         InvalidInput: no such version.
         IntegrityError: its bytes are not what was registered.
         PromotionRefused: it was never judged, or its gates refused it.
@@ -68,6 +95,8 @@ def promote(store: Store, concept: str, number: int) -> int | None:
         with registry.adapter_folder(store, concept, number):
             pass
         champion = registry.aliases(store, concept).get(CHAMPION)
+        if judged is not None and champion not in (number, judged[0]):
+            raise ChampionChanged(f"{model_name(concept)}: version {champion} became the champion meanwhile")
         if champion != number:
             if champion is not None:
                 registry.set_tags(store, concept, number, {"promotion/replaced": str(champion)})

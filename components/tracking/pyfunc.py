@@ -13,7 +13,17 @@ from typing import Any
 from components.provenance import library_versions
 
 _COMPONENTS = Path(__file__).parents[1]
-_REQUIREMENTS = ("torch", "diffusers", "transformers", "peft", "safetensors", "pillow", "pydantic", "pyyaml", "filelock")
+_REQUIREMENTS = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "safetensors",
+    "pillow",
+    "pydantic",
+    "pyyaml",
+    "filelock",
+)
 
 
 def log(concept: str, adapter: Path, base: Mapping[str, Any]) -> str:

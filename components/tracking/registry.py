@@ -3,7 +3,7 @@
 Tags of a version: `adapter/digest` (content), `base/fingerprint`, `data/fingerprint`, `profile/digest`, `run`,
 `evaluation/key`, `evaluation/metrics` (JSON), `gate/status` (passed, refused), `gate/refused` (the reason),
 `gate/table` (JSON), `gate/key` (what was judged against what), `promotion/replaced` (the champion before it),
-`promotion/rolled_back`.
+`promotion/rolled_back`, `integrity/broken` (what was found when its bytes no longer matched).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from components.tracking.store import Store
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 PREFIX = "purecc-"
 ADAPTER = "adapter"
+BROKEN = "integrity/broken"
 _TAG_LIMIT = 4900  # characters of a version's tag
 
 
@@ -131,8 +132,11 @@ def by_alias(store: Store, concept: str, alias: str = CHAMPION) -> Version | Non
 
 
 def by_digest(store: Store, concept: str, digest: str) -> Version | None:
-    """The version that holds this adapter content, or None."""
-    return next((each for each in versions(store, concept) if each.tags.get("adapter/digest") == digest), None)
+    """The newest version that holds this adapter content, or None; a version found broken does not hold it."""
+    for each in versions(store, concept):
+        if each.tags.get("adapter/digest") == digest and BROKEN not in each.tags:
+            return each
+    return None
 
 
 def require_registered(store: Store, concept: str) -> None:
@@ -174,7 +178,7 @@ def register(
     verify_manifest(adapter)
     digest = content_digest(adapter)
     with store.lock(f"registry-{concept}"):
-        found = by_digest(store, concept, digest)
+        found = _whole(store, by_digest(store, concept, digest))
         if found is None:
             source = _log_model(store, concept, adapter, run_id=run_id, base=base)
             _make_registered_model(store, concept)
@@ -187,6 +191,18 @@ def register(
         if aliases(store, concept).get(CHAMPION) != number:
             store.client.set_registered_model_alias(model_name(concept), CHALLENGER, str(number))
         return version(store, concept, number)
+
+
+def _whole(store: Store, found: Version | None) -> Version | None:
+    """The version, if its bytes are what they were; otherwise it is tagged, and None."""
+    if found is None:
+        return None
+    try:
+        with adapter_folder(store, found.concept, found.number):
+            return found
+    except IntegrityError as error:
+        set_tags(store, found.concept, found.number, {BROKEN: str(error)})
+        return None
 
 
 def _make_registered_model(store: Store, concept: str) -> None:

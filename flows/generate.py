@@ -1,0 +1,107 @@
+"""Drawing with champions: one base, the adapters of the concepts that a prompt names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from components.concepts.texts import mentions, without_mentions
+from components.errors import InvalidInput
+from components.settings import Profile
+from components.tracking import registry
+from components.tracking.store import is_empty, open_store
+from flows.console import WrongUse
+
+
+def generate(
+    root: Path,
+    profile: Profile,
+    prompt: str,
+    *,
+    seed: int,
+    out: Path,
+    original: bool = False,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> dict[str, Any]:
+    """Draw one image and write it as PNG.
+
+    The first concept's adapter acts whole; of further ones the concept embeddings act, on the first one's LoRA.
+
+    Args:
+        original: draw the prompt without its concepts by the untouched base: the other half of a same-seed pair.
+
+    Returns:
+        file, prompt as drawn, seed, versions of the champions, and a note for a person.
+
+    Raises:
+        WrongUse: `[V]` in the prompt, or a concept without a champion.
+        InvalidInput: a champion of another base.
+    """
+    names = list(dict.fromkeys(mention.name for mention in mentions(prompt)))
+    if "" in names:
+        raise WrongUse("[V] is for datasets: name the concept, e.g. 'a <striped_star> star'")
+    # All is looked up before anything heavy is loaded; also for --original, where a wrong name is as wrong.
+    versions = _champions(root, names)
+
+    from components.backbones.sd3 import SD3Backbone
+    from components.evaluation.pictures import to_pictures, write_png
+
+    backbone = SD3Backbone.load(profile.base)
+    drawn = _plain(prompt, root, names) if original else prompt
+    adapter = None
+    if not original:
+        store = open_store(root)
+        for name in names:
+            with registry.adapter_folder(store, name, versions[name]) as folder:
+                backbone.load_adapter(folder, name)
+        adapter = names[0] if names else None
+    sampling = profile.evaluation.sampling
+    images_BCHW = backbone.sample(
+        backbone.encode_text([drawn]),
+        backbone.encode_text([""]),
+        seeds=[seed],
+        steps=steps or sampling.steps,
+        guidance_scale=sampling.guidance_scale if guidance is None else guidance,
+        adapter=adapter,
+    )
+    write_png(out, to_pictures(images_BCHW)[0])
+    return {
+        "file": str(out),
+        "prompt": drawn,
+        "seed": seed,
+        "original": original or not names,
+        "versions": {} if original else versions,
+        "note": _note(names, versions, original),
+    }
+
+
+def _champions(root: Path, names: list[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    empty = not names or is_empty(root)
+    for name in names:
+        champion = None if empty else registry.aliases(open_store(root), name).get(registry.CHAMPION)
+        if champion is None:
+            raise WrongUse(f"<{name}> has no champion: train it first with `purecc customize {name}`")
+        found[name] = champion
+    return found
+
+
+def _plain(prompt: str, root: Path, names: list[str]) -> str:
+    """The prompt without its concepts; of a style the whole phrase goes."""
+    from components.concepts.concept import load_concept
+
+    kinds = set()
+    for name in names:
+        try:
+            kinds.add(load_concept(root / "data" / "concepts" / name).kind)
+        except InvalidInput:  # its data is not here: the adapter is
+            kinds.add("instance")
+    return without_mentions(prompt, kind="style" if "style" in kinds else "instance")
+
+
+def _note(names: list[str], versions: dict[str, int], original: bool) -> str:
+    if original or not names:
+        return "by the original model"
+    note = ", ".join(f"<{name}> version {versions[name]}" for name in names)
+    return note if len(names) == 1 else f"{note}; LoRA of <{names[0]}>, of the others only the embeddings"

@@ -1,0 +1,153 @@
+"""What one run of customize is about: concept, profile, and the digests that its stages depend on."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.backbones import base_folder
+from components.concepts.concept import Concept, fingerprint, load_concept
+from components.files import digest_of, sha256_file, write_json
+from components.provenance import CodeVersion, code_version
+from components.settings import Profile, load_profile, project_root
+from flows.stages import Stage
+
+# Raise the number of a stage when a change of code changes what it makes from the same inputs.
+VERSIONS = {"validation": 1, "extractor": 1, "pure-learning": 1, "evaluation": 1}
+
+# What a stage's result does not depend on; everything else of the section counts, so that a new setting does too.
+_COURSE = {"checkpoint_every", "preview_every", "snapshot_steps"}
+_NOT_EXTRACTOR = _COURSE | {"method", "original", "guidance", "eta", "pure"}
+_NOT_LORA = {"original", "guidance", "eta"}
+_WHERE = {"path", "revision", "device"}  # of the base: its fingerprint counts instead
+
+
+@dataclass(frozen=True)
+class Job:
+    """One concept and one profile, with the fingerprints of what they name.
+
+    Attributes:
+        data: SHA-256 over the concept's files.
+        data_version: DVC's digest of the concept's data, and the pointer file.
+        base: digest of the base model.
+    """
+
+    root: Path
+    concept: Concept
+    profile: Profile
+    data: str
+    data_version: str
+    data_pointer: str
+    base: str
+
+    @property
+    def name(self) -> str:
+        return self.concept.name
+
+    @functools.cached_property
+    def code(self) -> CodeVersion:
+        return code_version(self.root)
+
+    @property
+    def trains_extractor(self) -> bool:
+        return self.profile.learning.method != "lora"
+
+    def validation(self) -> Stage:
+        return self._stage("validation", {"data": self.data, "concepts": _dump(self.profile.concepts)})
+
+    def extractor(self) -> Stage:
+        """Stage 1: it does not depend on how stage 2 uses it."""
+        return self._stage("extractor", {**self._training(_NOT_EXTRACTOR)})
+
+    def pure(self, extractor: str | None) -> Stage:
+        """Stage 2.
+
+        Args:
+            extractor: content digest of stage 1's adapter; None where the method has none.
+        """
+        left_out = _COURSE | {"extractor"} | (_NOT_LORA if extractor is None else set())
+        return self._stage("pure-learning", {**self._training(left_out), "extractor": extractor})
+
+    def evaluation(self, adapter: str) -> Stage:
+        """The evaluation of the adapter with this content digest."""
+        settings = self.profile.evaluation
+        evaluators = {
+            name: _model_digest(self.root, path)
+            for name, path in _dump(settings.evaluators).items()
+            if path is not None
+        }
+        return self._stage(
+            "evaluation",
+            {
+                "adapter": adapter,
+                "data": self.data,
+                "base": self._base(),
+                "seed": self.profile.seed,
+                "settings": {
+                    key: value for key, value in _dump(settings).items() if key not in ("prompts", "evaluators")
+                },
+                "prompts": sha256_file(self.root / settings.prompts),
+                "evaluators": evaluators,
+            },
+        )
+
+    def _training(self, left_out: set[str]) -> dict[str, Any]:
+        learning = {key: value for key, value in _dump(self.profile.learning).items() if key not in left_out}
+        return {"data": self.data, "base": self._base(), "seed": self.profile.seed, "learning": learning}
+
+    def _base(self) -> dict[str, Any]:
+        settings = {key: value for key, value in _dump(self.profile.base).items() if key not in _WHERE}
+        return {"fingerprint": self.base, **settings}
+
+    def _stage(self, name: str, inputs: dict[str, Any]) -> Stage:
+        return Stage(self.root, name, {"version": VERSIONS[name], "concept": self.name, **inputs})
+
+
+def load_job(name: str, profile: str, overrides: Sequence[str] = ()) -> Job:
+    """Resolve a concept and a profile by name.
+
+    Raises:
+        InvalidInput: no such concept or profile, a wrong setting, data that does not match data.dvc, no such base, a
+            prompt set or an evaluator that is not there.
+    """
+    from components.concepts.versions import verify_matches_pointer
+
+    root = project_root()
+    settings = load_profile(profile, overrides)
+    folder = root / "data" / "concepts" / name
+    data = fingerprint(folder)
+    concept = load_concept(folder)
+    version = verify_matches_pointer(root, name)
+    base = base_folder.fingerprint(base_folder.resolve(settings.base))
+    return Job(root, concept, settings, data, version.md5, version.pointer, base)
+
+
+def _dump(settings: Any) -> dict[str, Any]:
+    return dict(settings.model_dump(mode="json"))
+
+
+def _model_digest(root: Path, path: str) -> str:
+    """Digest of an evaluator's folder, kept by size and time of change of its files; a hub id stands for itself."""
+    folder = root / path
+    if not folder.is_dir():
+        return path
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    facts = [[file.relative_to(folder).as_posix(), *_change(file)] for file in files]
+    cache = root / ".purecc" / "fingerprints" / f"{digest_of([str(folder), facts])}.json"
+    if cache.is_file():
+        try:
+            return str(json.loads(cache.read_text(encoding="utf-8"))["fingerprint"])
+        except (ValueError, KeyError):
+            cache.unlink(missing_ok=True)
+    value = digest_of({file.relative_to(folder).as_posix(): sha256_file(file) for file in files})
+    write_json(cache, {"fingerprint": value, "folder": str(folder)})
+    return value
+
+
+def _change(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,178 @@
+"""The end of a customize: champion's metrics, gates, report, registered version, alias."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from components.errors import InvalidInput
+from components.tracking import promotion, registry, runs
+from components.tracking.gates import GateReport, judge
+from components.tracking.registry import Version
+from flows import stages
+from flows.job import Job
+from flows.outcome import Outcome
+from flows.session import Session
+from flows.stages import Artifact
+
+logger = logging.getLogger(__name__)
+
+Evaluate = Callable[[Session, Path], Artifact]
+_ATTEMPTS = 3
+
+
+def conclude(
+    session: Session, extractor: Artifact | None, adapter: Artifact, evaluation: Artifact, evaluate: Evaluate
+) -> Outcome:
+    """Register, judge, report, and promote what passed; judged again if another run promotes meanwhile."""
+    version = _register(session, adapter, evaluation)
+    for attempt in range(1, _ATTEMPTS + 1):
+        champion = registry.by_alias(session.store, session.job.name)
+        against = champion if champion is not None and champion.number != version.number else None
+        gates = _judge(session, version, evaluation, against, evaluate)
+        if not gates.passed:
+            break
+        try:
+            replaced = promotion.promote(
+                session.store, session.job.name, version.number, judged=(against.number if against else None,)
+            )
+        except promotion.ChampionChanged:
+            if attempt == _ATTEMPTS:
+                raise
+            continue
+        return _finish(session, "promoted", version, gates, (extractor, adapter, evaluation), replaced)
+    return _finish(session, "refused", version, gates, (extractor, adapter, evaluation), None)
+
+
+def _register(session: Session, adapter: Artifact, evaluation: Artifact) -> Version:
+    job = session.job
+    tags = {
+        "run": session.run_id,
+        "data/fingerprint": job.data,
+        "data/dvc": job.data_version,
+        "base/fingerprint": job.base,
+        "profile/name": job.profile.name,
+        "profile/digest": job.profile.digest(),
+        "method/key": adapter.stage.key,
+        "evaluation/key": evaluation.stage.key,
+    }
+    sampling = job.profile.evaluation.sampling.model_dump(mode="json")
+    base = {"settings": job.profile.base.model_dump(mode="json"), "fingerprint": job.base, "sampling": sampling}
+    return registry.register(
+        session.store, job.name, adapter.folder / "adapter", run_id=session.run_id, base=base, tags=tags
+    )
+
+
+def _judge(
+    session: Session, version: Version, evaluation: Artifact, against: Version | None, evaluate: Evaluate
+) -> GateReport:
+    metrics, gates = evaluation.facts["metrics"], session.job.profile.gates
+    report = judge(metrics, gates, champion_metrics(session, against, evaluate))
+    digest = against.tags.get("adapter/digest") if against else None
+    key = promotion.judgement_key(metrics, gates, digest)
+    promotion.record_judgement(session.store, session.job.name, version.number, report, key=key, against=digest)
+    return report
+
+
+def champion_metrics(session: Session, champion: Version | None, evaluate: Evaluate) -> Mapping[str, float] | None:
+    """The champion's metrics under this job's data, prompts and seeds; evaluated again where they are not kept."""
+    gates = session.job.profile.gates.values()
+    if champion is None or all(gate.not_worse_by is None for gate in gates):
+        return None
+    kept = stages.find(session.job.evaluation(champion.tags["adapter/digest"]))
+    if kept is None:
+        with registry.adapter_folder(session.store, session.job.name, champion.number) as folder:
+            try:
+                kept = evaluate(session, folder)
+            except InvalidInput as error:  # of another base: nothing that could be compared
+                logger.warning("version %d, the champion, cannot be compared with: %s", champion.number, error)
+                return None
+    return dict(kept.facts["metrics"])
+
+
+def _finish(
+    session: Session,
+    status: Any,
+    version: Version,
+    gates: GateReport,
+    artifacts: tuple[Artifact | None, Artifact, Artifact],
+    replaced: int | None,
+) -> Outcome:
+    job = session.job
+    path = write_report(session, version, gates, artifacts)
+    _show_in_prefect(job.name, gates, path)
+    session.tag("gate/status", "passed" if gates.passed else "refused")
+    session.tag("registry/version", str(version.number))
+    if not gates.passed:
+        session.tag("gate/refused", gates.refusal)
+    champion = registry.aliases(session.store, job.name).get(registry.CHAMPION)
+    return Outcome(
+        name=job.name,
+        status=status,
+        version=version.number,
+        champion=champion,
+        reason=gates.refusal or "every gate is passed",
+        run=session.run_id,
+        report=str(path),
+        replaced=replaced,
+        gates=gates.to_json(),
+        metrics=artifacts[2].facts["metrics"],
+        reused=[each.stage.name for each in artifacts if each is not None and each.reused],
+        refused=not gates.passed,
+    )
+
+
+def report_path(job: Job, run_id: str) -> Path:
+    return job.root / ".purecc" / "reports" / job.name / f"{run_id}.html"
+
+
+def write_report(
+    session: Session,
+    version: Version,
+    gates: GateReport,
+    artifacts: tuple[Artifact | None, Artifact, Artifact],
+) -> Path:
+    """Write the run's HTML report, and keep it with the run in MLflow."""
+    from components.evaluation.report import write_report as write
+    from components.evaluation.result import EvaluationResult
+
+    job = session.job
+    extractor, adapter, evaluation = artifacts
+    history = {"pure-learning": runs.read_history(adapter.folder / "history.jsonl")}
+    if extractor is not None:
+        history["extractor"] = runs.read_history(extractor.folder / "history.jsonl")
+    path = report_path(job, session.run_id)
+    write(
+        path,
+        concept=job.concept,
+        result=EvaluationResult.from_json(evaluation.folder / "evaluation"),
+        history=history,
+        gates=gates.to_json(),
+        lineage={
+            "registered as": f"{registry.model_name(job.name)} version {version.number}",
+            "adapter": str(version.tags.get("adapter/digest")),
+            "data": f"{job.data} (DVC {job.data_version}, {job.data_pointer})",
+            "base": f"{job.profile.base.path} ({job.base})",
+            "profile": f"{job.profile.name} ({job.profile.digest()})",
+            "code": f"{job.code.commit or 'no git checkout'}{' with local changes' if job.code.dirty else ''}",
+            "seed": str(job.profile.seed),
+            "MLflow run": session.run_id,
+        },
+    )
+    session.store.client.log_artifact(session.run_id, str(path), "report")
+    return path
+
+
+def _show_in_prefect(name: str, gates: GateReport, report: Path) -> None:
+    """The gate table and the report's link as artifacts of the flow run; outside of one there is nowhere to show."""
+    from prefect.artifacts import create_link_artifact, create_table_artifact
+    from prefect.context import FlowRunContext, TaskRunContext
+
+    if FlowRunContext.get() is None and TaskRunContext.get() is None:
+        return
+    key = "".join(character if character.isalnum() else "-" for character in name.lower())
+    table = [{field: str(value) for field, value in row.items()} for row in gates.to_json()]
+    create_table_artifact(table or [{"metric": "none"}], key=f"gates-{key}", description=f"Gates of {name}")
+    create_link_artifact(report.as_uri(), link_text="report", key=f"report-{key}", description=f"Report of {name}")

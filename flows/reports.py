@@ -1,0 +1,64 @@
+"""Finding and opening the reports of runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import webbrowser
+from pathlib import Path
+
+from components.errors import InvalidInput
+from components.tracking.store import is_empty, open_store
+
+
+def find_report(root: Path, run: str | None) -> Path:
+    """The report of a run, of a concept's latest run, or of the latest run of all.
+
+    A report that is not in this project's folder is fetched from MLflow.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    folder = root / ".purecc" / "reports"
+    if run is None or (folder / run).is_dir():
+        found = sorted(
+            folder.glob("*/*.html" if run is None else f"{run}/*.html"), key=lambda file: file.stat().st_mtime
+        )
+        if found:
+            return found[-1]
+        raise InvalidInput("there is no report yet", mend="make one: purecc demo")
+    found = [file for file in folder.glob("*/*.html") if file.stem == run]
+    if found:
+        return found[0]
+    fetched = None if is_empty(root) else _fetch(root, run)
+    if fetched is None:
+        known = ", ".join(sorted(path.name for path in folder.glob("*"))) or "none"
+        raise InvalidInput(f"no report of {run!r}", mend=f"give a run id, or a concept with reports: {known}")
+    return fetched
+
+
+def _fetch(root: Path, run: str) -> Path | None:
+    from mlflow.exceptions import MlflowException
+
+    store = open_store(root)
+    try:
+        concept = store.client.get_run(run).data.tags.get("purecc/concept", "")
+        name = next(
+            (item.path for item in store.client.list_artifacts(run, "report") if item.path.endswith(".html")), None
+        )
+        if name is None or not concept or "/" in concept or concept.startswith("."):
+            return None
+        target = root / ".purecc" / "reports" / concept
+        target.mkdir(parents=True, exist_ok=True)
+        local = Path(store.client.download_artifacts(run, name, str(target)))
+    except (MlflowException, OSError):
+        return None
+    return local.replace(target / f"{run}.html")
+
+
+def open_report(path: Path) -> bool:
+    """Open a page in the browser where there is a desktop to show it; says whether it did."""
+    desktop = sys.platform in ("darwin", "win32") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+    return desktop and webbrowser.open(path.as_uri())

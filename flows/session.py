@@ -1,0 +1,67 @@
+"""One customize in MLflow: the parent run with its parameters, tags and dataset, and the child runs of its stages."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.provenance import library_versions
+from components.tracking import runs
+from components.tracking.runs import RunTracker
+from components.tracking.store import Store, open_store
+from flows.job import Job
+from flows.progress import Display, StageProgress, display
+
+
+@dataclass(frozen=True)
+class Session:
+    """A job with the store it is tracked in and its parent run."""
+
+    job: Job
+    store: Store
+    run_id: str
+
+    @contextlib.contextmanager
+    def stage(self, name: str, title: str, total: int, history: Path | None = None) -> Iterator[StageRun]:
+        """The child run of a stage, with progress on stderr."""
+        tags = {"purecc/stage": name, "purecc/concept": self.job.name}
+        child = runs.run(self.store, self.job.name, name, parent=self.run_id, tags=tags, replay=history)
+        with display(title, total) as show, child as tracker:
+            yield StageRun(tracker, StageProgress(tracker, show), show)
+
+    def tag(self, key: str, value: str) -> None:
+        self.store.client.set_tag(self.run_id, key, value)
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What a running stage writes to: the child run, through the progress."""
+
+    run: RunTracker
+    tracker: StageProgress
+    display: Display
+
+
+@contextlib.contextmanager
+def open_session(job: Job) -> Iterator[Session]:
+    """The parent run of one customize."""
+    store = open_store(job.root)
+    tags = {
+        "purecc/concept": job.name,
+        "purecc/profile": job.profile.name,
+        "data/fingerprint": job.data,
+        "data/dvc": job.data_version,
+        "base/fingerprint": job.base,
+        "profile/digest": job.profile.digest(),
+        "code/commit": job.code.commit or "none",
+        "code/dirty": str(job.code.dirty).lower(),
+        "seed": str(job.profile.seed),
+        **{f"library/{name}": version for name, version in library_versions().items()},
+    }
+    with runs.run(store, job.name, f"customize {job.name}", tags=tags) as tracker:
+        runs.log_parameters(store, tracker.run_id, job.profile.model_dump(mode="json"))
+        source = job.concept.folder.relative_to(job.root).as_posix()
+        runs.log_dataset(store, tracker.run_id, job.name, source, job.data_version, job.data_pointer)
+        yield Session(job, store, tracker.run_id)

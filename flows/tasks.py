@@ -1,0 +1,189 @@
+"""The stages of a customize as Prefect tasks: each a call into `components`, kept by the digest of its inputs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from components.concepts.concept import fingerprint
+from components.errors import PureCCError
+from components.files import MANIFEST, atomic_folder, write_json
+from components.provenance import PROVENANCE, Provenance, library_versions
+from components.tracking import runs
+from components.tracking.registry import content_digest
+from flows import judgement, stages
+from flows.console import finite, stderr
+from flows.outcome import Outcome
+from flows.session import Session
+from flows.stages import Artifact, Stage
+
+logger = logging.getLogger(__name__)
+
+
+def transient(task: Any, run: Any, state: Any) -> bool:
+    """Whether a failed task may be tried again: never what we raise on purpose, that would fail again."""
+    try:
+        state.result()
+    except PureCCError:
+        return False
+    except (OSError, TimeoutError):
+        return True
+    except Exception as error:  # noqa: BLE001  (a server's passing failure, by name: MLflow is not imported here)
+        return type(error).__name__ in {"RestException", "OperationalError"}
+    return False
+
+
+@task(name="validate", cache_policy=NO_CACHE)
+def validate(session: Session) -> Artifact:
+    """Judge the concept's folder; its data docs go to the run.
+
+    Raises:
+        InvalidInput: what blocks, with file, field and mend.
+    """
+    job = session.job
+
+    def make(work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
+        from components.concepts.validation import validate as judge
+
+        report = judge(job.concept.folder, job.profile.concepts, work / "docs")
+        report.raise_for_errors()
+        write_json(work / "report.json", finite({**report.to_json(), "docs_index": "docs/index.html"}))
+        return {"report.json": work / "report.json", "docs": work / "docs"}, {}
+
+    stderr.print(f"validating {job.name} ...", style="dim")
+    artifact = stages.run(job.validation(), make)
+    findings = json.loads((artifact.folder / "report.json").read_text(encoding="utf-8"))["warnings"]
+    for finding in findings:
+        logger.warning("%s: %s: %s (%s)", finding["file"], finding["field"], finding["problem"], finding["mend"])
+    session.tag("validation/warnings", str(len(findings)))
+    session.tag("validation/docs", str(artifact.folder / "docs" / "index.html"))
+    session.store.client.log_artifacts(session.run_id, str(artifact.folder), "validation")
+    return artifact
+
+
+@task(name="train_extractor", cache_policy=NO_CACHE)
+def train_extractor(session: Session) -> Artifact:
+    """Stage 1: the representation extractor theta1."""
+    stage = session.job.extractor()
+
+    def make(work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
+        from components.learning.extractor import train_extractor as train
+
+        steps = session.job.profile.learning.extractor.steps
+        with session.stage("extractor", "stage 1: extractor", steps, work / "history.jsonl") as running:
+            adapter = train(_backbone(session), session.job.concept, session.job.profile, work, running.tracker)
+            return _trained(session, stage, work, adapter, running.run.run_id, ())
+
+    return _noted(session, stages.run(stage, make))
+
+
+@task(name="train_pure", cache_policy=NO_CACHE)
+def train_pure(session: Session, extractor: Artifact | None) -> Artifact:
+    """Stage 2: pure learning, guided by the frozen extractor; with `learning.method: lora` a plain LoRA."""
+    parent = None if extractor is None else extractor.folder / "adapter"
+    stage = session.job.pure(None if parent is None else content_digest(parent))
+
+    def make(work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
+        from components.learning.pure import train_pure as train
+
+        steps = session.job.profile.learning.pure.steps
+        title = "plain LoRA" if parent is None else "stage 2: pure learning"
+        with session.stage("pure-learning", title, steps, work / "history.jsonl") as running:
+            adapter = train(_backbone(session), session.job.concept, session.job.profile, parent, work, running.tracker)
+            parents = () if extractor is None else (extractor.stage.key,)
+            return _trained(session, stage, work, adapter, running.run.run_id, parents)
+
+    return _noted(session, stages.run(stage, make))
+
+
+@task(name="evaluate", cache_policy=NO_CACHE)
+def evaluate(session: Session, adapter: Artifact) -> Artifact:
+    """Same-seed pairs of the adapter and the original model, and their metrics."""
+    artifact = _noted(session, evaluation_of(session, adapter.folder / "adapter"))
+    runs.log_final(session.store, session.run_id, artifact.facts["metrics"])
+    return artifact
+
+
+@task(name="promote", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=transient)
+def promote(session: Session, extractor: Artifact | None, adapter: Artifact, evaluation: Artifact) -> Outcome:
+    """Register the adapter, judge it, write the report, and move the champion alias if every gate is passed."""
+    return judgement.conclude(session, extractor, adapter, evaluation, evaluation_of)
+
+
+def evaluation_of(session: Session, adapter: Path) -> Artifact:
+    """The evaluation of an adapter folder under this job's settings, kept like every stage."""
+    job, digest = session.job, content_digest(adapter)
+
+    def make(work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
+        from components.evaluation.evaluate import evaluate as measure
+
+        backbone = _backbone(session)
+        backbone.load_adapter(adapter, "custom")
+        with session.stage("evaluation", "evaluation", 1) as running:
+            result = measure(
+                backbone,
+                "custom",
+                job.concept,
+                job.profile,
+                work / "evaluation",
+                job.root / ".purecc" / "cache" / "originals",
+                adapter_digest=digest,
+                progress=lambda what, done, total: running.display.advance(done, what, total=total),
+            )
+            runs.log_final(session.store, running.run.run_id, result.metrics)
+            return {"evaluation": work / "evaluation"}, {"metrics": result.metrics, "run": running.run.run_id}
+
+    return stages.run(job.evaluation(digest), make)
+
+
+def _backbone(session: Session) -> Any:
+    from components.backbones.sd3 import SD3Backbone
+
+    return SD3Backbone.load(session.job.profile.base)
+
+
+def _trained(
+    session: Session, stage: Stage, work: Path, adapter: Path, run_id: str, parents: tuple[str, ...]
+) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
+    """Complete an adapter folder with concept.yaml and provenance.json; what becomes the stage's artifact."""
+    job = session.job
+    if fingerprint(job.concept.folder) != job.data:
+        raise PureCCError(f"{job.concept.folder} changed while it was trained on: run the command again")
+    provenance = Provenance(
+        concept=job.name,
+        stage=stage.name,
+        key=stage.key,
+        seed=job.profile.seed,
+        data={"sha256": job.data, "dvc": job.data_version, "pointer": job.data_pointer},
+        base={"path": job.profile.base.path, "fingerprint": job.base},
+        profile={"name": job.profile.name, "digest": job.profile.digest()},
+        code=job.code,
+        run=run_id,
+        parents=parents,
+        libraries=library_versions(),
+    )
+    complete = work / "complete"
+    with atomic_folder(complete) as folder:
+        for file in adapter.iterdir():
+            if file.name != MANIFEST:
+                shutil.copy2(file, folder / file.name)
+        shutil.copy2(job.concept.folder / "concept.yaml", folder / "concept.yaml")
+        write_json(folder / PROVENANCE, provenance.to_json())
+    return {"adapter": complete, "history.jsonl": work / "history.jsonl"}, {"run": run_id}
+
+
+def _noted(session: Session, artifact: Artifact) -> Artifact:
+    """Record in the parent run where a stage's result comes from."""
+    stage = artifact.stage
+    session.tag(f"stage/{stage.name}", stage.key)
+    session.tag(f"stage/{stage.name}/run", str(artifact.facts.get("run")))
+    if artifact.reused:
+        stderr.print(f"{stage.name}: unchanged, the kept result is used", style="dim")
+    return artifact
