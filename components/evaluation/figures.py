@@ -73,7 +73,7 @@ def _pair(row: Mapping[str, Any], folder: Path, budget: Budget) -> dict[str, Any
     for name, keys, form in _FACTS:
         value = next((row["values"][key] for key in keys if key in row["values"]), None)
         if value is not None:
-            facts.append((name, form.format(value)))
+            facts.append((name, form.format(value).replace("-", "\N{MINUS SIGN}")))
     # The identifier is set off by the page, after the text is escaped.
     prompt = Markup(str(escape(row["complete"])).replace("[V]", "<b>[V]</b>"))
     return {

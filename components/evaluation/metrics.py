@@ -97,7 +97,7 @@ METRICS: dict[str, Metric] = {
     ),
     "preservation/kl": Metric(
         "KL to the original",
-        "KL divergence of Gaussians fitted to the DINO features of the customized and the original model's pictures, "
+        "KL divergence of Gaussians fitted to the DINO features of both models' pictures, of all prompts, "
         "in nats (shrunk covariances; biased upward for few pictures). The floor compares two seeds of the original.",
         "lower",
         "_floor",

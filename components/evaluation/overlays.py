@@ -44,7 +44,7 @@ def overlay(picture: Picture, partition: Partition, strength: float = 0.5) -> Pi
     regions = partition.repeat(factor, axis=0).repeat(factor, axis=1)
     for number in np.unique(regions[regions > 0]):
         # Steps of the golden ratio keep the hues of neighbouring numbers far apart.
-        tint = np.array(colorsys.hsv_to_rgb((0.58 + 0.618034 * float(number)) % 1, 0.75, 0.95)) * 255
+        tint = np.array(colorsys.hsv_to_rgb((0.58 + 0.618034 * (float(number) - 1)) % 1, 0.7, 0.95)) * 255
         mask = regions == number
         large[mask] = (1 - strength) * large[mask] + strength * tint
     border = np.zeros(regions.shape, dtype=np.bool_)

@@ -93,7 +93,9 @@ def _number(value: float | None) -> str:
         return "–"
     if value == 0:
         return "0"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}" if abs(value) >= 0.1 else f"{value:.2g}"
+    size = abs(value)
+    text = f"{size:.1f}" if size >= 10 else f"{size:.3f}" if size >= 0.1 else f"{size:.2g}"
+    return f"\N{MINUS SIGN}{text}" if value < 0 else text
 
 
 def _verdict(gates: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -125,14 +127,14 @@ def _bounds(key: str, meaning: Metric, metrics: Mapping[str, float]) -> tuple[fl
 def _tiles(metrics: Mapping[str, float]) -> Iterable[dict[str, Any]]:
     """The four figures that say most: the concept, the layout, the prompt, the rest of the model."""
     wanted = (
-        ("fidelity/dino_masked", "Concept: DINO, subject", "{low} original, {high} references"),
+        ("fidelity/dino_masked", "Concept: DINO on the subject", "{low} original, {high} references"),
         ("fidelity/dino", "Concept: DINO", "{low} original, {high} references"),
         ("preservation/seg_cons", "Layout kept: Seg-Cons", "{low} another seed, {high} identical"),
-        ("preservation/clip_t_delta", "Base text: CLIP-T difference", "0 is untouched, up is better"),
-        ("preservation/prior_distance", "Other prompts: pixel distance", "0 is untouched, {low} another seed"),
+        ("preservation/clip_t_delta", "Base text: CLIP-T difference", "0 untouched, up is better"),
+        ("preservation/prior_distance", "Other prompts: pixel distance", "0 untouched, {low} another seed"),
     )
     for key, name, hint in wanted:
-        if key not in metrics:
+        if key not in metrics or (key == "fidelity/dino" and "fidelity/dino_masked" in metrics):
             continue
         low, high = _bounds(key, METRICS[key], metrics)
         share = None
