@@ -44,7 +44,7 @@ class FamilySize:
     dual_blocks: int = 2
     text_width: int = 96
     text_blocks: int = 2
-    autoencoder_channels: tuple[int, ...] = (24, 48, 96)
+    autoencoder_channels: tuple[int, ...] = (16, 32, 64)
     latent_channels: int = 8
     image_side: int = 64
 

@@ -1,0 +1,151 @@
+"""How well a base draws what a prompt says, by the oracle."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components.backbones.interface import Backbone
+from components.world.captions import full_caption, subject_phrase
+from components.world.oracle import Oracle
+from components.world.pretraining.judges import judge_scene, truth
+from components.world.render import render
+from components.world.scene import Scene, place
+from components.world.vocabulary import (
+    BACKGROUNDS,
+    COLOURS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    Look,
+    named_looks,
+    named_styles,
+    solid,
+)
+
+logger = logging.getLogger(__name__)
+GUIDANCE_SCALE = 4.0
+STEPS = 28
+
+
+@dataclass(frozen=True)
+class PromptFamily:
+    """Prompts of one form and the attributes they ask for."""
+
+    name: str
+    prompts: tuple[str, ...]
+    asked: tuple[dict[str, str], ...]
+
+
+def _family(name: str, count: int, draw: Callable[[], tuple[str, dict[str, str]]]) -> PromptFamily:
+    drawn = [draw() for _ in range(count)]
+    return PromptFamily(name, tuple(text for text, _ in drawn), tuple(asked for _, asked in drawn))
+
+
+def prompt_families(count: int, *, seed: int) -> list[PromptFamily]:
+    """`count` single-object prompts in plain colours, and a quarter as many of every other form."""
+    rng = np.random.default_rng((seed, 13))
+
+    def item(word: str, look: Look) -> tuple[Scene, dict[str, str]]:
+        thing = place(str(rng.choice(SHAPES)), look, word, str(rng.choice(POSITIONS)), str(rng.choice(SIZES)), rng)
+        scene = Scene(str(rng.choice(BACKGROUNDS)), (thing,))
+        return scene, {"background": scene.background, "shape": thing.shape, "position": thing.position}
+
+    def plain() -> tuple[str, dict[str, str]]:
+        word = str(rng.choice(list(COLOURS)))
+        scene, asked = item(word, solid(word))
+        return full_caption(scene), {**asked, "colour": word}
+
+    def named() -> tuple[str, dict[str, str]]:
+        word = str(rng.choice(list(named_looks())))
+        scene, asked = item(word, named_looks()[word])
+        return full_caption(scene), {**asked, "look": word}
+
+    def short() -> tuple[str, dict[str, str]]:
+        word = str(rng.choice(list(COLOURS)))
+        scene, asked = item(word, solid(word))
+        text = subject_phrase(scene.objects[0], look=word, size=False, position=False)
+        return text, {"shape": asked["shape"], "colour": word}
+
+    def class_word() -> tuple[str, dict[str, str]]:
+        shape = str(rng.choice(SHAPES))
+        return shape if rng.uniform() < 0.5 else f"a {shape}", {"shape": shape}
+
+    def styled() -> tuple[str, dict[str, str]]:
+        word = str(rng.choice(list(named_styles())))
+        text, asked = plain()
+        return f"{text}, in {word} style", {name: asked[name] for name in ("background", "shape", "position")} | {
+            "style": word
+        }
+
+    quarter = max(1, count // 4)
+    return [
+        _family("single object", count, plain),
+        _family("named look", quarter, named),
+        _family("short", quarter, short),
+        _family("class word", quarter, class_word),
+        _family("named style", quarter, styled),
+    ]
+
+
+def sample_prompts(backbone: Backbone, prompts: Sequence[str], *, seed: int, batch_size: int = 32) -> Tensor:
+    """One image per prompt, seeds counting up from `seed`."""
+    negative = backbone.encode_text([""])
+    images = []
+    for start in range(0, len(prompts), batch_size):
+        part = list(prompts[start : start + batch_size])
+        images.append(
+            backbone.sample(
+                backbone.encode_text(part),
+                negative,
+                seeds=range(seed + start, seed + start + len(part)),
+                steps=STEPS,
+                guidance_scale=GUIDANCE_SCALE,
+                adapter=None,
+            ).cpu()
+        )
+        logger.info("quality: %d of %d images", start + len(part), len(prompts))
+    return torch.cat(images)
+
+
+def accuracy(oracle: Oracle, images: Tensor, asked: Sequence[dict[str, str]]) -> dict[str, float]:
+    """Share of images that show what was asked, by attribute and for `all` of them together."""
+    seen = oracle.predict(images)
+    right = [{name: seen[name][index] == word for name, word in item.items()} for index, item in enumerate(asked)]
+    result = {name: float(np.mean([item[name] for item in right])) for name in asked[0]}
+    return {**result, "all": float(np.mean([all(item.values()) for item in right]))}
+
+
+def base_quality(
+    backbone: Backbone, oracle: Oracle, *, count: int, seed: int
+) -> tuple[dict[str, dict[str, float]], Tensor, tuple[str, ...]]:
+    """Prompt family -> attribute -> accuracy; with the first family's images and prompts, to look at."""
+    result, shown, texts = {}, torch.empty(0), ()
+    for family in prompt_families(count, seed=seed):
+        images = sample_prompts(backbone, family.prompts, seed=seed)
+        result[family.name] = accuracy(oracle, images, family.asked)
+        if not len(shown):
+            shown, texts = images, family.prompts
+    return result, shown, texts
+
+
+def oracle_quality(oracle: Oracle, *, count: int, seed: int) -> dict[str, float]:
+    """Accuracy of each attribute on held-out renders that have an answer, and the masks' IoU."""
+    rng = np.random.default_rng((seed, 17))
+    scenes = [judge_scene(rng) for _ in range(count)]
+    drawn = render(scenes)
+    seen = oracle.predict(drawn.images_BCHW)
+    truths = [truth(scene) for scene in scenes]
+    result = {}
+    for name, words in seen.items():
+        known = [(word, item[name]) for word, item in zip(words, truths, strict=True) if item[name] is not None]
+        result[name] = float(np.mean([word == expected for word, expected in known]))
+    masks = torch.cat([oracle.object_mask(part) for part in drawn.images_BCHW.split(128)]) > 0.5
+    true = drawn.masks_BNHW.sum(1) > 0.5
+    result["mask_iou"] = float((masks & true).sum() / (masks | true).sum())
+    return result
