@@ -52,6 +52,10 @@ def import_concept(
             path, root, settings=settings, class_word=class_word, name=name, kind=kind, texts=texts, check=check
         )
     if path.suffix.lower() == ".csv":
+        if texts is not None:
+            raise InvalidInput("a CSV brings its own texts", field="texts", mend="edit the CSV")
+        if kind == "style":
+            class_word = STYLE_CLASS_WORD
         return import_csv(path, root, settings=settings, class_word=class_word, name=name, check=check)
     raise InvalidInput("neither a folder of images nor a CSV", file=path, mend="give the one or the other")
 

@@ -85,18 +85,23 @@ def add_concept(
         raise InvalidInput(f"a concept {name!r} exists", file=target, field="name", mend="choose another name")
     with _appearing(target) as folder:
         lines = []
+        originals: dict[str, Path] = {}
         seen: dict[str, Path] = {}
         for number, (image, text, base_text) in enumerate(zip(images, texts, base_texts, strict=True), 1):
             _check_text(image, kind, class_word, text, base_text)
             _check_once(image, seen)
             row = {"file_name": _copy(image, folder, f"{number:02d}"), "text": text}
+            originals[row["file_name"]] = image
             lines.append(json.dumps(row if base_text is None else {**row, "base_text": base_text}, ensure_ascii=False))
         (folder / METADATA_FILE).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         header = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
         (folder / CONCEPT_FILE).write_text(header, encoding="utf-8")
-        load_concept(folder)
-        if check:
-            check(folder)
+        try:
+            load_concept(folder)
+            if check:
+                check(folder)
+        except InvalidInput as error:
+            raise _of_the_original(error, folder, target, originals) from error
     return target
 
 
@@ -179,6 +184,14 @@ def _check_text(image: Path, kind: str, class_word: str, text: str, base_text: s
         derive_texts(text, kind=kind, class_word=class_word, base_text=base_text)
     except InvalidInput as error:
         raise InvalidInput(error.problem, file=image, field=error.field, mend=error.mend) from error
+
+
+def _of_the_original(error: InvalidInput, folder: Path, target: Path, originals: dict[str, Path]) -> InvalidInput:
+    """The error with the files that a person knows: `folder` is gone when it is read."""
+    file = Path(str(error.file)) if error.file is not None else folder
+    known = originals.get(file.name) or Path(str(file).replace(str(folder), str(target)))
+    problem = error.problem.replace(str(folder), str(target))
+    return InvalidInput(problem, file=known, field=error.field, mend=error.mend)
 
 
 def _check_once(image: Path, seen: dict[str, Path]) -> None:
