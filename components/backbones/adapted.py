@@ -135,7 +135,7 @@ class AdaptedTransformer:
         return adapter if adapter is not None and self[adapter].lora is not None else None
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, text: TextEncoding, adapters: Sequence[str | None]) -> Tensor:
-        """Velocities (B, C, H, W) in float32, one adapter per sample.
+        """Velocities (B, C, H, W) in at least float32, one adapter per sample.
 
         Raises:
             ValueError: the adapters of the batch do not share their LoRA.
@@ -154,7 +154,7 @@ class AdaptedTransformer:
                 pooled_projections=text.pooled_BP,
                 return_dict=False,
             )[0]
-        return v_BCHW.float()
+        return v_BCHW.to(torch.promote_types(v_BCHW.dtype, torch.float32))
 
     def _replaced(
         self, concept_rows: dict[str, tuple[int, ...]], adapter: str | None

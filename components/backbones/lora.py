@@ -74,7 +74,9 @@ def add_lora(transformer: nn.Module, adapter: str, *, rank: int, alpha: float, s
     """
     config = lora_config(rank=rank, alpha=alpha)
     training = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
-    with torch.random.fork_rng(devices=[]):  # peft initialises from the global generator: overwritten below
+    # peft initialises from the global generator, which is overwritten below, and warns of every second adapter
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         transformer.add_adapter(config, adapter_name=adapter)  # type: ignore[operator]
     for parameter in training:  # peft froze what other adapters train
         parameter.requires_grad_(True)
@@ -86,10 +88,10 @@ def add_lora(transformer: nn.Module, adapter: str, *, rank: int, alpha: float, s
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name in sorted(layers):
-            down, up = layers[name].lora_A[adapter].weight, layers[name].lora_B[adapter].weight
-            bound = 1.0 / math.sqrt(down.shape[1])
-            down.copy_((2.0 * torch.rand(down.shape, generator=generator) - 1.0) * bound)
-            up.zero_()
+            down, up = _linear(layers[name].lora_A, adapter), _linear(layers[name].lora_B, adapter)
+            bound = 1.0 / math.sqrt(down.in_features)
+            down.weight.copy_((2.0 * torch.rand(down.weight.shape, generator=generator) - 1.0) * bound)
+            up.weight.zero_()
     for parameter in parameters_of(transformer, adapter).values():
         parameter.requires_grad_(False)
 
@@ -103,11 +105,19 @@ def remove_lora(transformer: nn.Module, adapter: str) -> None:
 
 def parameters_of(transformer: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
     """Name in peft's saved form (`<module>.lora_A.weight`) -> parameter."""
-    found = {}
+    found: dict[str, nn.Parameter] = {}
     for name, layer in layers_of(transformer, adapter).items():
-        found[f"{name}.lora_A.weight"] = layer.lora_A[adapter].weight
-        found[f"{name}.lora_B.weight"] = layer.lora_B[adapter].weight
+        for matrix, modules in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            weight = _linear(modules, adapter).weight
+            assert isinstance(weight, nn.Parameter)
+            found[f"{name}.{matrix}.weight"] = weight
     return found
+
+
+def _linear(modules: nn.ModuleDict, adapter: str) -> nn.Linear:
+    module = modules[adapter]
+    assert isinstance(module, nn.Linear)
+    return module
 
 
 def load_parameters(transformer: nn.Module, adapter: str, values: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
@@ -116,6 +115,7 @@ class _Loop:
         self.adam = torch.optim.AdamW(
             [{"params": list(group.parameters.values()), "lr": group.learning_rate} for group in training.groups],
             weight_decay=0.0,  # a few hundred steps on a few images: what confines the adapter is the objective
+            fused=True,  # hundreds of small tensors
         )
         self.optimizer = self.accelerator.prepare(self.adam)
         self.average = MovingAverage(self.parameters, training.settings.ema_decay)
@@ -126,7 +126,8 @@ class _Loop:
     def run(self) -> None:
         settings, last = self.training.settings, self.training.steps
         try:
-            for self.step in range(self.step + 1, last + 1):
+            while self.step < last:
+                self.step += 1
                 self.history.add(self.step, self._step())
                 keep = self.step % settings.checkpoint_every == 0 or self.step == last
                 look = settings.preview_every > 0 and self.step % settings.preview_every == 0
@@ -217,7 +218,7 @@ class _Loop:
         self.tracker.log_image(f"previews/{self.step:06d}.png", file)
 
     def _save(self) -> None:
-        tensors = {f"parameter.{name}": value for name, value in self.parameters.items()}
+        tensors: dict[str, Tensor] = {f"parameter.{name}": value for name, value in self.parameters.items()}
         tensors |= {f"average.{name}": value for name, value in self.average.values.items()}
         for name, value in self.parameters.items():
             for field, moment in self.adam.state[value].items():
@@ -234,11 +235,11 @@ class _Loop:
         for name, value in self.parameters.items():
             value.copy_(found.tensors[f"parameter.{name}"])
             self.adam.state[value] = {
-                field: found.tensors[f"adam.{field}.{name}"].to(value.device if field != "step" else "cpu")
+                field: found.tensors[f"adam.{field}.{name}"].to(value.device)
                 for field in ("step", "exp_avg", "exp_avg_sq")
             }
-        for name, value in self.average.values.items():
-            value.copy_(found.tensors[f"average.{name}"])
+        for name, average in self.average.values.items():
+            average.copy_(found.tensors[f"average.{name}"])
         if self.accelerator.scaler is not None and found.scaler:
             self.accelerator.scaler.load_state_dict(dict(found.scaler))
         logger.info("%s goes on from step %d", self.training.stage, found.step)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from components.backbones.interface import TextEncoding
 from components.backbones.sd3 import SD3Backbone
 from components.concepts.concept import Concept
 from components.errors import InvalidInput
@@ -39,12 +40,12 @@ def pure_learning_loss(backbone: SD3Backbone, adapter: str, extractor: str, sett
     def loss(flow: FlowSample, batch: ConditionedBatch) -> StepLoss:
         x_BCHW, t_B = flow.x_t_BCHW, flow.t_B
         contrast = batch.null if settings.guidance == "null" else batch.class_text
-        fixed = [(batch.target, extractor), (contrast, extractor)]
+        fixed: list[tuple[TextEncoding, str | None]] = [(batch.target, extractor), (contrast, extractor)]
         if settings.original != "trainable":
             fixed.append((batch.base, None if settings.original == "frozen" else adapter))
         with torch.no_grad():
             v_target_BCHW, v_contrast_BCHW, *v_orig = backbone.velocities(x_BCHW, t_B, fixed)
-        learned = [(batch.complete, adapter)]
+        learned: list[tuple[TextEncoding, str | None]] = [(batch.complete, adapter)]
         if settings.original == "trainable":
             learned.append((batch.base, adapter))
         v_complete_BCHW, *v_trained = backbone.velocities(x_BCHW, t_B, learned)
