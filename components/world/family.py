@@ -52,7 +52,13 @@ class FamilySize:
 FAMILY_SIZES = {
     "tiny": FamilySize(),
     "micro": FamilySize(
-        heads=2, head_width=8, blocks=3, dual_blocks=2, text_width=16, autoencoder_channels=(8, 8, 16), latent_channels=4
+        heads=2,
+        head_width=8,
+        blocks=3,
+        dual_blocks=2,
+        text_width=16,
+        autoencoder_channels=(8, 8, 16),
+        latent_channels=4,
     ),
 }
 
@@ -61,7 +67,7 @@ def clip_tokenizer(pad_token: str = _END) -> CLIPTokenizer:
     """A byte-pair CLIP tokenizer in which every word of the vocabulary is one token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    trained.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.BpeTrainer(
         vocab_size=100_000, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
     )
@@ -104,10 +110,10 @@ def _clip_text_model(size: FamilySize, tokenizer: CLIPTokenizer) -> CLIPTextMode
 def _zero_initialise(transformer: SD3Transformer2DModel) -> None:
     """The adaLN linears and the last projection start at zero, as DiT prescribes and diffusers does not do."""
     for name, module in transformer.named_modules():
-        if isinstance(module, torch.nn.Linear) and (".norm1" in name or name.startswith("norm_out") or name == "proj_out"):
-            torch.nn.init.zeros_(module.weight)
-            torch.nn.init.zeros_(module.bias)
-        elif isinstance(module, torch.nn.Linear) and ".norm1_context" in name:
+        if (
+            isinstance(module, torch.nn.Linear)
+            and (".norm1" in name or name.startswith("norm_out") or name == "proj_out")
+        ) or (isinstance(module, torch.nn.Linear) and ".norm1_context" in name):
             torch.nn.init.zeros_(module.weight)
             torch.nn.init.zeros_(module.bias)
 

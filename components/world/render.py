@@ -54,7 +54,9 @@ def _edge(value: Tensor, width: Tensor | float) -> Tensor:
     return (value / width + 0.5).clamp(0, 1)
 
 
-def _pattern(pattern: str, x: Tensor, y: Tensor, distance: Tensor, frequency: Tensor, angle: Tensor, pixel: Tensor) -> Tensor:
+def _pattern(
+    pattern: str, x: Tensor, y: Tensor, distance: Tensor, frequency: Tensor, angle: Tensor, pixel: Tensor
+) -> Tensor:
     """Share of the second colour, (B, H, W); x, y in units of the object's radius, `pixel` a pixel's size in them."""
     u = x * torch.cos(angle) + y * torch.sin(angle)
     v = y * torch.cos(angle) - x * torch.sin(angle)
@@ -85,9 +87,7 @@ def _pattern(pattern: str, x: Tensor, y: Tensor, distance: Tensor, frequency: Te
 def _window(objects: Sequence[SceneObject], side: int) -> tuple[Tensor, Tensor]:
     """Pixel rows (B, K, 1) and columns (B, 1, K) of a window around each object that holds all of it."""
     size = min(side, math.ceil(side * 0.625))
-    starts = torch.tensor(
-        [[CENTRES[item.position][axis] + item.offset[axis] for axis in (0, 1)] for item in objects]
-    )
+    starts = torch.tensor([[CENTRES[item.position][axis] + item.offset[axis] for axis in (0, 1)] for item in objects])
     starts = (((starts + 1) / 2 * side - size / 2).round().long()).clamp(0, side - size)
     steps = torch.arange(size)
     return (starts[:, 1:] + steps).unsqueeze(2), (starts[:, :1] + steps).unsqueeze(1)
@@ -113,9 +113,7 @@ def _draw_objects(objects: Sequence[SceneObject], rows: Tensor, columns: Tensor,
         share[where] = _pattern(
             str(pattern), local_x[where], local_y[where], distance[where], frequency[where], angle[where], pixel[where]
         )
-    first, second = (
-        torch.tensor([item.look.colours[which] for item in objects]).view(-1, 3, 1, 1) for which in (0, 1)
-    )
+    first, second = (torch.tensor([item.look.colours[which] for item in objects]).view(-1, 3, 1, 1) for which in (0, 1))
     return first + (second - first) * share.unsqueeze(1), _edge(-distance, pixel)
 
 

@@ -99,9 +99,7 @@ def place(
 ) -> SceneObject:
     """An object with a small random displacement and rotation, as all of the world's have."""
     dx, dy = rng.uniform(-0.05, 0.05, size=2)
-    return SceneObject(
-        shape, look, look_word, position, size, (float(dx), float(dy)), float(rng.uniform(-0.2, 0.2))
-    )
+    return SceneObject(shape, look, look_word, position, size, (float(dx), float(dy)), float(rng.uniform(-0.2, 0.2)))
 
 
 def random_scene(rng: np.random.Generator, mix: SceneMix | None = None) -> Scene:

@@ -62,7 +62,9 @@ def _wood(x: Tensor, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def _stone(x: Tensor, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    cells = torch.sin(6 * x + _TURN * u + 1.5 * torch.sin(4 * y)) * torch.sin(6 * y + _TURN * v + 1.5 * torch.sin(5 * x))
+    cells = torch.sin(6 * x + _TURN * u + 1.5 * torch.sin(4 * y)) * torch.sin(
+        6 * y + _TURN * v + 1.5 * torch.sin(5 * x)
+    )
     cracks = torch.exp(-((cells / 0.16) ** 2))
     return _mix((0.62, 0.62, 0.60), (0.36, 0.36, 0.37), cracks)
 

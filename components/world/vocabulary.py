@@ -31,7 +31,23 @@ COLOURS: dict[str, RGB] = {
 PATTERNS = ("solid", "stripes", "checks", "dots", "gradient", "radial", "rings", "halves", "outline", "zigzag")
 OVERLAYS = ("plain", "scanlines", "halftone", "vignette", "pixels", "frame")
 PLACEHOLDER_WORD = "sks"
-FUNCTION_WORDS = ("a", "an", "and", "at", "in", "of", "on", "the", "to", "with", "background", "style", "photo", ",", ".")
+FUNCTION_WORDS = (
+    "a",
+    "an",
+    "and",
+    "at",
+    "in",
+    "of",
+    "on",
+    "the",
+    "to",
+    "with",
+    "background",
+    "style",
+    "photo",
+    ",",
+    ".",
+)
 NAMED_LOOK_COUNT = 200
 NAMED_STYLE_COUNT = 24
 _WORLD_SEED = 2603

@@ -54,9 +54,7 @@ def normalise_latents(autoencoder: AutoencoderKL, *, seed: int, count: int = 512
     with torch.no_grad():
         images = render([random_scene(rng) for _ in range(count)]).images_BCHW.to(autoencoder.device)
         latents = torch.cat([autoencoder.encode(part).latent_dist.mode() for part in images.split(64)]).float()
-    autoencoder.register_to_config(
-        shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std())
-    )
+    autoencoder.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
 
 
 def train_autoencoder(autoencoder: AutoencoderKL, settings: LoopSettings, *, folder: Path, seed: int) -> AutoencoderKL:
@@ -65,3 +63,17 @@ def train_autoencoder(autoencoder: AutoencoderKL, settings: LoopSettings, *, fol
     assert isinstance(objective, AutoencoderObjective)
     normalise_latents(objective.autoencoder, seed=seed)
     return objective.autoencoder
+
+
+@torch.no_grad()
+def autoencoder_quality(autoencoder: AutoencoderKL, *, count: int, seed: int) -> dict[str, float]:
+    """PSNR in dB over held-out renders: of whole images, and of the pixels on objects."""
+    rng = np.random.default_rng((seed, 19))
+    drawn = render([random_scene(rng, MIX) for _ in range(count)])
+    inside, whole = torch.zeros(2), torch.zeros(2)
+    for images, masks in zip(drawn.images_BCHW.split(64), drawn.masks_BNHW.sum(1, keepdim=True).split(64), strict=True):
+        decoded = autoencoder.decode(autoencoder.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
+        squared = (decoded - images).square()
+        whole += torch.stack([squared.sum(), torch.tensor(float(squared.numel()))])
+        inside += torch.stack([(squared * masks).sum(), 3 * masks.sum()])
+    return {name: float(10 * torch.log10(4 * n / total)) for name, (total, n) in (("image", whole), ("object", inside))}

@@ -42,7 +42,7 @@ class FlowSettings:
         long_text: share of steps with 256 rows of T5 context, which is the pipeline's default length.
     """
 
-    pool: int = 98_304
+    pool: int = 65_536
     object_weight: float = 4.0
     alignment_weight: float = 0.2
     long_text: float = 0.03
@@ -73,7 +73,7 @@ def encode_pool(
             logger.info("pool: %d of %d scenes", first - start, stop - start)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_file(shard) as temporary:
-        save_file({"latents": torch.cat(latents), "masks": torch.cat(masks)}, temporary)
+        save_file({"latents": torch.cat(latents).contiguous(), "masks": torch.cat(masks).contiguous()}, temporary)
 
 
 def encode_texts(pipeline: StableDiffusion3Pipeline, texts: Sequence[str], t5_length: int) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,9 @@ def encode_texts(pipeline: StableDiffusion3Pipeline, texts: Sequence[str], t5_le
 class FlowObjective(Objective):
     """Velocity of the rectified flow at logit-normal, shifted times."""
 
-    def __init__(self, pipeline: StableDiffusion3Pipeline, pool: Mapping[str, Tensor], settings: FlowSettings, seed: int):
+    def __init__(
+        self, pipeline: StableDiffusion3Pipeline, pool: Mapping[str, Tensor], settings: FlowSettings, seed: int
+    ):
         super().__init__()
         self.transformer = pipeline.transformer
         self.text_encoders = nn.ModuleList([pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3])

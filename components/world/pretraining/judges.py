@@ -106,7 +106,15 @@ def _classification(logits: Mapping[str, Tensor], targets: Mapping[str, Tensor])
     return total, accuracies
 
 
-class OracleObjective(Objective):
+class Judge(Objective):
+    """An objective whose trained model is saved on its own."""
+
+    def save(self, folder: Path) -> None:
+        """Write the model in the layout that its loader reads."""
+        raise NotImplementedError
+
+
+class OracleObjective(Judge):
     """Cross-entropy on every attribute that has an answer, and the mask."""
 
     def __init__(self) -> None:
@@ -133,7 +141,7 @@ class OracleObjective(Objective):
         self.oracle.save_pretrained(folder)
 
 
-class DinoObjective(Objective):
+class DinoObjective(Judge):
     """A ViT in DINOv2's layout, its class token trained to tell looks, shapes, backgrounds and styles apart."""
 
     def __init__(self) -> None:
@@ -166,7 +174,7 @@ class DinoObjective(Objective):
         ).save_pretrained(folder)
 
 
-class ClipObjective(Objective):
+class ClipObjective(Judge):
     """Contrastive image-text training on renders and their captions."""
 
     def __init__(self) -> None:
@@ -216,13 +224,11 @@ class ClipObjective(Objective):
     def save(self, folder: Path) -> None:
         """In the layout that `CLIPModel` and `CLIPProcessor` read."""
         self.model.save_pretrained(folder)
-        images = CLIPImageProcessorPil(
-            size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, **_HALF
-        )
+        images = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, **_HALF)
         CLIPProcessor(image_processor=images, tokenizer=self.tokenizer).save_pretrained(folder)
 
 
-class SegmenterObjective(Objective):
+class SegmenterObjective(Judge):
     """A SegFormer that labels each pixel with the shape it belongs to, or with the background."""
 
     def __init__(self) -> None:

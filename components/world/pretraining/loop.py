@@ -64,7 +64,8 @@ class Objective(nn.Module):
 
 
 def _optimizers(objective: nn.Module, settings: LoopSettings) -> list[torch.optim.Optimizer]:
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in objective.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -125,7 +125,9 @@ def base_quality(
     backbone: Backbone, oracle: Oracle, *, count: int, seed: int
 ) -> tuple[dict[str, dict[str, float]], Tensor, tuple[str, ...]]:
     """Prompt family -> attribute -> accuracy; with the first family's images and prompts, to look at."""
-    result, shown, texts = {}, torch.empty(0), ()
+    result: dict[str, dict[str, float]] = {}
+    shown: Tensor = torch.empty(0)
+    texts: tuple[str, ...] = ()
     for family in prompt_families(count, seed=seed):
         images = sample_prompts(backbone, family.prompts, seed=seed)
         result[family.name] = accuracy(oracle, images, family.asked)

@@ -38,7 +38,7 @@ RECIPES = {
     # batch sizes are of one process; the shipped family was made with two
     "tiny": Recipe(
         size=FAMILY_SIZES["tiny"],
-        autoencoder=LoopSettings(steps=1100, batch_size=32, learning_rate=2e-3, warmup_steps=30),
+        autoencoder=LoopSettings(steps=800, batch_size=32, learning_rate=2e-3, warmup_steps=30),
         flow=LoopSettings(
             steps=3000,
             batch_size=64,

@@ -1,6 +1,6 @@
 """The parts of the family in the order they are made; each is resumable and leaves `<work>/<part>/model`.
 
-    torchrun --nproc_per_node 2 -m components.world.pretraining.stages flow --work .purecc/pretraining --recipe tiny
+torchrun --nproc_per_node 2 -m components.world.pretraining.stages flow --work .purecc/pretraining --recipe tiny
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,12 +19,17 @@ from components.files import atomic_folder
 from components.world.family import untrained_pipeline
 from components.world.pretraining.autoencoder import train_autoencoder
 from components.world.pretraining.flow import train_flow
-from components.world.pretraining.judges import ClipObjective, DinoObjective, OracleObjective, SegmenterObjective
+from components.world.pretraining.judges import ClipObjective, DinoObjective, Judge, OracleObjective, SegmenterObjective
 from components.world.pretraining.loop import train
 from components.world.pretraining.recipe import RECIPES, Recipe
 
 PARTS = ("autoencoder", "flow", "oracle", "dino", "clip", "segmenter")
-JUDGES = {"oracle": OracleObjective, "dino": DinoObjective, "clip": ClipObjective, "segmenter": SegmenterObjective}
+JUDGES: dict[str, Callable[[], Judge]] = {
+    "oracle": OracleObjective,
+    "dino": DinoObjective,
+    "clip": ClipObjective,
+    "segmenter": SegmenterObjective,
+}
 
 
 def make_part(part: str, recipe: Recipe, *, work: Path, seed: int) -> Path:
