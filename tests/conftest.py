@@ -10,12 +10,32 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 from components import quiet as quiet  # isort: skip
 
 import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Takes the place of the path finder, so that for one process these packages are not installed: importing them fails,
+# and `importlib.util.find_spec`, by which libraries look for optional parts, gives None.
+WITHOUT_TOOLS = """
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in ("prefect", "mlflow", "dvc", "great_expectations"):
+            return None
+        return PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+"""
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +75,25 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(REPOSITORY / "pyproject.toml", root)
     monkeypatch.setenv("PURECC_HOME", str(root))
     return root
+
+
+@pytest.fixture
+def without_tools(tmp_path: Path) -> Callable[..., str]:
+    """Run a program where orchestration, tracking and data tools are not installed; gives what it prints."""
+
+    def run(program: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_TOOLS + textwrap.dedent(program), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture(scope="session")

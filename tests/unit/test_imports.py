@@ -3,50 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
+Run = Callable[..., str]
+
 ABSENT = ("prefect", "mlflow", "dvc", "great_expectations")
-
-# Takes the place of the path finder, so that for this process the packages are not installed: importing them fails and
-# `importlib.util.find_spec`, by which libraries look for optional parts, gives None.
-WITHOUT = f"""
-import sys
-from importlib.machinery import PathFinder
-
-class Without(PathFinder):
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
-        if name.partition(".")[0] in {ABSENT!r}:
-            return None
-        return PathFinder.find_spec(name, path, target)
-
-sys.meta_path[sys.meta_path.index(PathFinder)] = Without
-"""
-
-
-def run(program: str, folder: Path) -> str:
-    """Standard output of a Python program in a process of its own."""
-    repository = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT + textwrap.dedent(program)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(repository)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("package", ABSENT)
-def test_the_simulated_absence_works(package: str, tmp_path: Path) -> None:
+def test_the_simulated_absence_works(package: str, without_tools: Run) -> None:
     program = f"""
     import importlib.util
     assert importlib.util.find_spec({package!r}) is None
@@ -55,10 +22,10 @@ def test_the_simulated_absence_works(package: str, tmp_path: Path) -> None:
     except ModuleNotFoundError:
         print("absent")
     """
-    assert run(program, tmp_path) == "absent\n"
+    assert without_tools(program) == "absent\n"
 
 
-def test_every_module_of_the_learning_side_imports_without_the_tools_around_it(tmp_path: Path) -> None:
+def test_every_module_of_the_learning_side_imports_without_the_tools_around_it(without_tools: Run) -> None:
     program = f"""
     import importlib, json, pkgutil
     found = []
@@ -70,12 +37,12 @@ def test_every_module_of_the_learning_side_imports_without_the_tools_around_it(t
     leaked = sorted(name for name in sys.modules if name.partition(".")[0] in {ABSENT!r})
     print(json.dumps([found, leaked]))
     """
-    found, leaked = json.loads(run(program, tmp_path).splitlines()[-1])
+    found, leaked = json.loads(without_tools(program).splitlines()[-1])
     assert {"components.backbones.sd3", "components.evaluation.evaluate", "components.learning.objective"} <= set(found)
     assert leaked == []
 
 
-def test_telemetry_is_off_before_any_dependency_is_imported(tmp_path: Path) -> None:
+def test_telemetry_is_off_before_any_dependency_is_imported(without_tools: Run) -> None:
     program = """
     import os
     names = ["DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "MLFLOW_DISABLE_TELEMETRY", "ORT_DISABLE_TELEMETRY",
@@ -87,7 +54,7 @@ def test_telemetry_is_off_before_any_dependency_is_imported(tmp_path: Path) -> N
     heavy = {"torch", "onnxruntime", "diffusers", "transformers", "huggingface_hub", "prefect", "mlflow", "dvc"}
     assert not heavy & set(sys.modules)
     """
-    assert run(program, tmp_path).strip() == str(
+    assert without_tools(program).strip() == str(
         {
             "DO_NOT_TRACK": "true",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -100,11 +67,11 @@ def test_telemetry_is_off_before_any_dependency_is_imported(tmp_path: Path) -> N
     )
 
 
-def test_a_choice_of_the_user_stands(tmp_path: Path) -> None:
+def test_a_choice_of_the_user_stands(without_tools: Run) -> None:
     program = """
     import os
     os.environ["HF_HUB_OFFLINE"] = "0"
     import flows
     print(os.environ["HF_HUB_OFFLINE"])
     """
-    assert run(program, tmp_path) == "0\n"
+    assert without_tools(program) == "0\n"
