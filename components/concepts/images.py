@@ -8,6 +8,7 @@ refused with the mend, since a silent conversion would teach the model other col
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +77,12 @@ def decode(content: bytes) -> Image.Image:
         if problem:
             raise InvalidInput(problem[0], mend=problem[1])
         try:
+            if image.format == "PNG":
+                _check_png(content)
             image.load()
             turned = ImageOps.exif_transpose(image)
             return _to_rgb(turned)
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
             raise InvalidInput(
                 f"the image is truncated or damaged: {error}", mend="replace the file by an intact copy"
             ) from error
@@ -145,6 +148,12 @@ def _opened(content: bytes) -> Image.Image:
         image.close()
         raise _bomb(size)
     return image
+
+
+def _check_png(content: bytes) -> None:
+    # Reading the pixels stops at the last row and checks no sum; a flipped bit would pass
+    with _opened(content) as image:
+        image.verify()
 
 
 def _bomb(size: str) -> InvalidInput:
