@@ -51,7 +51,7 @@ class PreferenceScorer(Protocol):
         ...
 
 
-def resolve(path: str, root: Path) -> str:
+def resolve(path: str, root: Path, field: str = "evaluation.evaluators") -> str:
     """A folder of the project, an absolute folder, or else a hub id as it stands.
 
     Raises:
@@ -61,7 +61,7 @@ def resolve(path: str, root: Path) -> str:
     if folder.is_dir():
         return str(folder)
     if path.count("/") > 1 or path.startswith((".", "/")):
-        raise InvalidInput("no such evaluator", file=folder, mend="correct evaluation.evaluators in the profile")
+        raise InvalidInput("no such evaluator", file=folder, field=field, mend="correct it in the profile")
     return path
 
 

@@ -66,23 +66,24 @@ def load_evaluators(settings: EvaluatorSettings, root: Path, device: torch.devic
         InvalidInput: one cannot be loaded; it is named.
     """
 
-    def path(value: str) -> str:
-        return resolve(value, root)
+    def path(name: str) -> str:
+        return resolve(getattr(settings, name), root, f"evaluation.evaluators.{name}")
 
     preferences: dict[str, PreferenceScorer] = {}
     if settings.hps is not None:
-        preferences["hps"] = ClipPreference(path(settings.hps), device, scale=100.0)
+        preferences["hps"] = ClipPreference(path("hps"), device, scale=100.0)
     if settings.pickscore is not None:
-        preferences["pickscore"] = ClipPreference(path(settings.pickscore), device)
+        preferences["pickscore"] = ClipPreference(path("pickscore"), device)
     oracle, oracle_info = None, {}
     if settings.oracle is not None:
-        oracle = _load_oracle(Path(path(settings.oracle)))
-        oracle_info = {"id": settings.oracle, "files_sha256": folder_digests(Path(path(settings.oracle)))}
+        folder = Path(path("oracle"))
+        oracle = _load_oracle(folder)
+        oracle_info = {"files_sha256": folder_digests(folder)}
     loaded = Evaluators(
-        clip=ClipEncoder(path(settings.clip), device),
-        dino=FeatureEncoder(path(settings.dino), device),
-        segmenter=load_segmenter(path(settings.segmenter), device),
-        style=None if settings.csd is None else FeatureEncoder(path(settings.csd), device),
+        clip=ClipEncoder(path("clip"), device),
+        dino=FeatureEncoder(path("dino"), device),
+        segmenter=load_segmenter(path("segmenter"), device),
+        style=None if settings.csd is None else FeatureEncoder(path("csd"), device),
         preferences=preferences,
         oracle=oracle,
         oracle_info=oracle_info,

@@ -21,6 +21,11 @@ from components.evaluation.segmentation import Partition, paint, seg_cons
 
 Values = NDArray[np.float64]
 
+_NO_NAME = frozenset({"none", "unnamed"})
+"""Labels by which an oracle says that it has no name for a look or style."""
+_OTHER_LOOK = frozenset({"company", "colour change"})
+"""Categories of prompts that ask for a second thing or another look: the oracle judges one object."""
+
 
 @dataclass
 class Measurement:
@@ -157,7 +162,8 @@ class Measurement:
         oracle = self.judges.oracle
         if oracle is None or not any(prompt.expect for prompt in self.prompts):
             return
-        predicted = {which: preservation.judge(oracle, self.pictures[which]) for which in ("custom", "original")}
+        verdicts = {which: preservation.judge(oracle, self.pictures[which]) for which in ("custom", "original")}
+        predicted = {which: verdict.predicted for which, verdict in verdicts.items()}
         correct = {which: preservation.correctness(labels, self.prompts) for which, labels in predicted.items()}
         overall = {which: preservation.mean_over_attributes(table) for which, table in correct.items()}
         for with_concept, prefix in ((True, ""), (False, "prior_")):
@@ -168,8 +174,31 @@ class Measurement:
             for attribute in correct["custom"]:
                 delta = correct["custom"][attribute] - correct["original"][attribute]
                 values[f"preservation/{prefix}accuracy_delta/{attribute}"] = self._where(delta, with_concept)
-        background = preservation.reference_background(preservation.judge(oracle, self.references))
+        references = preservation.judge(oracle, self.references).predicted
+        background = preservation.majority(references.get(preservation.BACKGROUND, ()))
         if background is not None:
             for which, suffix in (("custom", ""), ("original", "_original")):
                 leaked = preservation.leakage(predicted[which], self.prompts, background)
                 values[f"preservation/background_leakage{suffix}"] = self._where(leaked, True)
+        self._recognition(values, verdicts, references)
+
+    def _recognition(
+        self,
+        values: dict[str, Values],
+        verdicts: Mapping[str, preservation.Verdict],
+        references: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Whether the oracle sees in a picture the look (or style) that it sees in most references."""
+        attribute = "style" if self.concept.kind == "style" else "look"
+        label = preservation.majority(references.get(attribute, ()))
+        if label is None or label in _NO_NAME:
+            return
+        asked = np.array([prompt.category not in _OTHER_LOOK or attribute == "style" for prompt in self.prompts])
+        for which, suffix in (("custom", ""), ("original", "_original")):
+            table_NK = verdicts[which].probabilities[attribute]
+            place = list(verdicts[which].labels[attribute]).index(label)
+            for name, column in (
+                ("recognised", (table_NK.argmax(axis=1) == place).astype(np.float64)),
+                ("recognised_probability", table_NK[:, place]),
+            ):
+                values[f"fidelity/{name}{suffix}"] = self._where(np.where(asked, column, np.nan), True)

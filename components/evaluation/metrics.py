@@ -54,6 +54,16 @@ METRICS: dict[str, Metric] = {
     "fidelity/subject_found": Metric(
         "Subject found", "Share of pictures in which the segmenter finds a subject.", "higher", None, 1.0
     ),
+    "fidelity/recognised": Metric(
+        "Recognised",
+        "Share of pictures in which the oracle sees the references' look or style, of all that it knows.",
+        "higher",
+        "_original",
+        1.0,
+    ),
+    "fidelity/recognised_probability": Metric(
+        "Recognised, probability", "The probability that the oracle gives to it.", "higher", "_original", 1.0
+    ),
     "preservation/clip_t_delta": Metric(
         "CLIP-T difference",
         "CLIP-T (cosine with the base text, x 100) of the customized picture less the original's, same seed.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -22,12 +23,14 @@ BACKGROUND = "background"
 
 
 class Oracle(Protocol):
-    """A judge of pictures' attributes: images (B, 3, H, W) in [-1, 1] -> attribute -> label of each."""
+    """A judge of pictures' attributes: images are (B, 3, H, W) in [-1, 1]."""
 
     @property
     def labels(self) -> Mapping[str, Sequence[str]]: ...
 
-    def predict(self, images_BCHW: Any) -> Mapping[str, Sequence[str]]: ...
+    def probabilities(self, images_BCHW: Any) -> Mapping[str, Any]:
+        """Attribute -> (B, labels), a distribution over the labels for each image."""
+        ...
 
 
 def clip_t(images_ND: Features, texts_ND: Features) -> Values:
@@ -50,14 +53,37 @@ def pixel_distance(first: Picture, second: Picture, within: Mask | None = None) 
     return float(chosen.mean()) if chosen.size else float("nan")
 
 
-def judge(oracle: Oracle, pictures: Sequence[Picture], batch_size: int = 64) -> dict[str, list[str]]:
-    """The oracle's label of each attribute for every picture."""
-    labels: dict[str, list[str]] = {attribute: [] for attribute in oracle.labels}
-    for start in range(0, len(pictures), batch_size):
-        predicted = oracle.predict(to_tensor(pictures[start : start + batch_size]))
-        for attribute, values in labels.items():
-            values += list(predicted[attribute])
-    return labels
+@dataclass(frozen=True)
+class Verdict:
+    """What an oracle says of N pictures.
+
+    Attributes:
+        labels: attribute -> its labels.
+        probabilities: attribute -> (N, labels).
+    """
+
+    labels: Mapping[str, Sequence[str]]
+    probabilities: Mapping[str, Values]
+
+    @property
+    def predicted(self) -> dict[str, list[str]]:
+        """Attribute -> the most probable label of each picture."""
+        return {
+            attribute: [self.labels[attribute][index] for index in table.argmax(axis=1)]
+            for attribute, table in self.probabilities.items()
+        }
+
+
+def judge(oracle: Oracle, pictures: Sequence[Picture], batch_size: int = 64) -> Verdict:
+    """The oracle's verdict on the pictures, in batches."""
+    parts = [
+        oracle.probabilities(to_tensor(pictures[start : start + batch_size]))
+        for start in range(0, len(pictures), batch_size)
+    ]
+    return Verdict(
+        oracle.labels,
+        {name: np.concatenate([np.asarray(part[name], dtype=np.float64) for part in parts]) for name in oracle.labels},
+    )
 
 
 def check_expectations(oracle: Oracle, prompts: Sequence[Prompt]) -> None:
@@ -100,9 +126,8 @@ def mean_over_attributes(correct: Mapping[str, Values]) -> Values:
     return np.where(asked_N > 0, np.nansum(table_AN, axis=0) / np.maximum(asked_N, 1), np.nan)
 
 
-def reference_background(predicted: Mapping[str, Sequence[str]]) -> str | None:
-    """The background of most reference pictures; None if there is no such attribute or no majority."""
-    labels = predicted.get(BACKGROUND, ())
+def majority(labels: Sequence[str]) -> str | None:
+    """The label of more than half; None if there is none."""
     if not labels:
         return None
     label, count = Counter(labels).most_common(1)[0]

@@ -81,11 +81,18 @@ def write_report(
         groups=_groups(result),
         by_category=_by_category(result),
         other_metrics=_other_metrics(result.metrics),
-        stages=[{"name": _STAGES.get(name, name), "panels": _panels(rows)} for name, rows in history.items()],
+        stages=[
+            {"name": _STAGES.get(name, name), "panels": _panels(history[name])} for name in sorted(history, key=_course)
+        ],
         lineage=list(lineage.items()),
         evaluators=[(name, _facts(info)) for name, info in result.evaluators.items()],
     )
     write_text(path, page)
+
+
+def _course(stage: str) -> tuple[int, str]:
+    """Stages in the order in which they run, unknown ones last."""
+    return (list(_STAGES).index(stage) if stage in _STAGES else len(_STAGES), stage)
 
 
 def _number(value: float | None) -> str:

@@ -35,7 +35,7 @@ class ColouringBackbone:
 
     fingerprint: str = "base-1"
     latent_shape: tuple[int, int, int] = (4, 4, 4)
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     calls: list[tuple[str | None, tuple[str, ...]]] = field(default_factory=list)
     fail_after: int | None = None
     _prompts: dict[int, str] = field(default_factory=dict)
