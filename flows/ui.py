@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+from filelock import FileLock, Timeout
 
 from components.errors import InvalidInput, PureCCError
 from components.settings import project_root
@@ -45,6 +46,7 @@ class Server:
         health: the page that answers once it is up.
         page: what a person opens.
         log: where its output goes.
+        lock: held from its start until it answers: two first starts at once would both migrate the database.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Server:
     health: str
     page: str
     log: Path
+    lock: Path | None = None
 
 
 def is_loopback(host: str) -> bool:
@@ -89,6 +92,7 @@ def prefect_server(root: Path, host: str, port: int) -> Server:
         health=f"http://{_in_url(host)}:{port}/api/health",
         page=f"http://{_in_url(host)}:{port}",
         log=root / ".purecc" / "logs" / "prefect-server.log",
+        lock=root / ".purecc" / "locks" / "prefect.lock",
     )
 
 
@@ -145,29 +149,39 @@ def running(servers: Sequence[Server], folder: Path, start_seconds: float = STAR
     """
     started: list[tuple[Server, subprocess.Popen[bytes]]] = []
     try:
-        for server in servers:
-            server.log.parent.mkdir(parents=True, exist_ok=True)
-            with server.log.open("wb") as output:
-                process = subprocess.Popen(
-                    server.command,
-                    cwd=folder,
-                    env={**os.environ, **server.environment},
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C reaches us alone, and we end the whole group
-                )
-            started.append((server, process))
-        deadline = time.monotonic() + start_seconds
-        for server, process in started:
-            while not _answers(server.health):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise ServerFailed(_failure(server, process.returncode))
-                time.sleep(0.3)
+        with contextlib.ExitStack() as locks:
+            for server in servers:
+                if server.lock is not None:
+                    server.lock.parent.mkdir(parents=True, exist_ok=True)
+                    try:
+                        locks.enter_context(FileLock(server.lock, timeout=start_seconds))
+                    except Timeout as error:
+                        raise ServerFailed(f"another {server.name} server of this project is still starting") from error
+                started.append((server, _start(server, folder)))
+            deadline = time.monotonic() + start_seconds
+            for server, process in started:
+                while not _answers(server.health):
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise ServerFailed(_failure(server, process.returncode))
+                    time.sleep(0.3)
         yield
     finally:
         for _, process in started:
             _stop(process)
+
+
+def _start(server: Server, folder: Path) -> subprocess.Popen[bytes]:
+    server.log.parent.mkdir(parents=True, exist_ok=True)
+    with server.log.open("wb") as output:
+        return subprocess.Popen(
+            server.command,
+            cwd=folder,
+            env={**os.environ, **server.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches us alone, and we end the whole group
+        )
 
 
 def _failure(server: Server, code: int | None) -> str:
