@@ -86,7 +86,7 @@ def command(as_json: bool) -> Iterator[Output]:
         raise typer.Exit(report(error, output)) from error
     except (typer.Exit, SystemExit):
         raise
-    except Exception as error:  # noqa: BLE001  (the last frame: a person gets a message and the file with the rest)
+    except Exception as error:  # the last frame: a person gets a message, and a file with the rest
         raise typer.Exit(report(error, output)) from error
 
 

@@ -116,6 +116,7 @@ def _finish(
         reason=gates.refusal or "every gate is passed",
         run=session.run_id,
         report=str(path),
+        profile=job.profile.name,
         replaced=replaced,
         gates=gates.to_json(),
         metrics=artifacts[2].facts["metrics"],

@@ -30,6 +30,7 @@ class Outcome:
     reason: str
     run: str | None
     report: str | None
+    profile: str
     replaced: int | None = None
     gates: Sequence[Mapping[str, Any]] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from components.files import MANIFEST
 from components.tracking import promotion, registry
 from components.tracking.registry import content_digest
-from components.tracking.store import is_empty, open_store
+from components.tracking.store import Store, is_empty, open_store
 from flows import stages
 from flows.engine import connected, prefect_server
 from flows.job import Job, load_job
@@ -86,6 +86,7 @@ def unchanged(job: Job) -> Outcome | None:
         reason=reason,
         run=run,
         report=str(report) if report.is_file() else None,
+        profile=job.profile.name,
         gates=json.loads(version.tags.get("gate/table", "[]")),
         metrics=evaluation.facts["metrics"],
         reused=["validation", *(["extractor"] if job.trains_extractor else []), "pure-learning", "evaluation"],
@@ -93,7 +94,7 @@ def unchanged(job: Job) -> Outcome | None:
     )
 
 
-def _verified(store: registry.Store, version: registry.Version) -> list[promotion.Check]:
+def _verified(store: Store, version: registry.Version) -> list[promotion.Check]:
     return promotion.verify(store, version.concept, version.number)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from flows.cli_options import DEFAULT_PROFILE
 from flows.console import relative, stdout
 from flows.outcome import Outcome
 
 
 def show(outcome: Outcome, root: Path) -> None:
     """Print the outcome for a person."""
-    name = escape(outcome.name)
     if outcome.gates:
         stdout.print(_gates(outcome))
     elif outcome.status != "unchanged":
@@ -24,7 +24,7 @@ def show(outcome: Outcome, root: Path) -> None:
         stdout.print(f"report   {path}  (purecc report)", soft_wrap=True, highlight=False)
     if outcome.run:
         stdout.print(f"run      {outcome.run}  (purecc ui)", soft_wrap=True, highlight=False)
-    stdout.print(f"next     {_next(outcome, name)}", soft_wrap=True, highlight=False)
+    stdout.print(f"next     {_next(outcome)}", soft_wrap=True, highlight=False)
 
 
 def _headline(outcome: Outcome) -> str:
@@ -39,12 +39,12 @@ def _headline(outcome: Outcome) -> str:
     return f"[bold green]champion[/] {name}: version {outcome.version}{instead}, {reason}"
 
 
-def _next(outcome: Outcome, name: str) -> str:
+def _next(outcome: Outcome) -> str:
     if outcome.refused:
-        return f"look at the report, then change the references or the profile (--set KEY=VALUE); purecc models show {name}"
-    return escape(
-        f'purecc generate "<{outcome.name}> ..." --seed 1   (a text like those of: purecc concepts show {name})'
-    )
+        return "look at the report, then change the references or the profile (--set KEY=VALUE)"
+    hint = f"(a text like those of: purecc concepts show {outcome.name})"
+    profile = "" if outcome.profile == DEFAULT_PROFILE else f" --profile {outcome.profile}"
+    return escape(f'purecc generate "a <{outcome.name}> ..." --seed 1{profile}   {hint}')
 
 
 def _gates(outcome: Outcome) -> Table:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.pyfunc import PythonModel
 
 
-class PureCCModel(mlflow.pyfunc.PythonModel):
+class PureCCModel(PythonModel):
     """One base, one adapter."""
 
     def load_context(self, context: Any) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class RunTracker:
         while self._points:
             part = self._points[: self._batch]
             entities = [Metric(key, value, stamp, step) for key, value, stamp, step in part]
-            if not self._attempt(lambda entities=entities: self._store.client.log_batch(self.run_id, metrics=entities)):
+            if not self._attempt(functools.partial(self._store.client.log_batch, self.run_id, metrics=entities)):
                 return
             del self._points[: len(part)]
 
@@ -86,10 +87,12 @@ class RunTracker:
             if step < first:
                 self._add(row, step)
 
-    def _attempt(self, call: Any) -> bool:
+    def _attempt(self, call: Callable[[], object]) -> bool:
+        from mlflow.exceptions import MlflowException
+
         try:
             call()
-        except Exception as error:  # any transport's failure: the training is worth more than its curve
+        except (MlflowException, OSError) as error:  # the training is worth more than its curve
             logger.warning("run %s: the tracking store did not answer, trying again later: %s", self.run_id, error)
             return False
         return True

@@ -55,7 +55,7 @@ class Store:
     def client(self) -> MlflowClient:
         from mlflow import MlflowClient
 
-        return MlflowClient(self.uri)
+        return MlflowClient(self.uri, self.uri)  # the registry's default is whatever was activated last
 
     def activate(self) -> None:
         """Point MLflow's fluent interface (model logging, artifact downloads) at this store.
@@ -177,7 +177,6 @@ def _relocate(database: Path, old: Path | None, new: Path) -> None:
 
 
 def _replace_prefix(connection: sqlite3.Connection, table: str, column: str, old: str, new: str) -> None:
-    connection.execute(
-        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
-        (new, len(old) + 1, len(old), old),
-    )
+    # table and column are those of _LOCATIONS
+    statement = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"  # noqa: S608
+    connection.execute(statement, (new, len(old) + 1, len(old), old))

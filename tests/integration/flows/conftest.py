@@ -1,0 +1,178 @@
+"""A whole small project: untrained micro models, one concept under DVC, a profile of a few steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from filelock import FileLock
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PROFILE: dict[str, Any] = {
+    "name": "micro",
+    "seed": 0,
+    "base": {
+        "path": "infra/models/base",
+        "resolution": 64,
+        "max_sequence_length": 20,
+        "device": "cpu",
+        "placeholder": "sks",
+    },
+    "concepts": {"class_words": ["star", "circle"]},
+    "learning": {
+        "method": "purecc",
+        "lora": {"rank": 2, "alpha": 2.0},
+        "extractor": {"trains": "embeddings", "steps": 4, "embedding_learning_rate": 0.05},
+        "pure": {"steps": 6, "lora_learning_rate": 0.01, "embedding_learning_rate": 0.01},
+        "batch_size": 2,
+        "checkpoint_every": 2,
+    },
+    "evaluation": {
+        "prompts": "profiles/prompts/micro.yaml",
+        "seeds": 1,
+        "sampling": {"steps": 2, "guidance_scale": 4.0, "batch_size": 4},
+        "evaluators": {f"{name}": f"infra/models/{name}" for name in ("clip", "dino", "segmenter")},
+    },
+    "gates": {"fidelity/clip_i": {"minimum": -1.0}},
+}
+PROMPTS = {
+    "name": "micro",
+    "categories": {
+        "background": [{"template": "a {concept} on the left, snow background"}],
+        "without": [{"template": "a red circle on the right, grass background"}],
+    },
+}
+
+
+def _evaluators() -> Any:
+    """The evaluation's own makers of untrained evaluators."""
+    file = REPOSITORY / "tests" / "unit" / "evaluation" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("evaluator_makers", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def build(root: Path, family: Path) -> None:
+    """Make the project in the empty folder `root`."""
+    from components.concepts import versions
+    from components.concepts.store import add_concept
+    from components.settings import ConceptSettings
+
+    (root / "profiles" / "prompts").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "pyproject.toml", root)
+    (root / ".gitignore").write_text("/.purecc/\n/mlruns/\n/data/\n")
+    (root / "profiles" / "micro.yaml").write_text(yaml.safe_dump(PROFILE))
+    (root / "profiles" / "prompts" / "micro.yaml").write_text(yaml.safe_dump(PROMPTS))
+    shutil.copytree(family, root / "infra" / "models" / "base")
+    makers = _evaluators()
+    for name, save in (("clip", makers.save_clip), ("dino", makers.save_dinov2), ("segmenter", makers.save_segformer)):
+        save(root / "infra" / "models" / name)
+    photos = root / ".photos"
+    photos.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number}.png")
+    git = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.com"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    versions.init(root)
+    add_concept(
+        root / "data" / "concepts",
+        "spotted_star",
+        class_word="star",
+        images=sorted(photos.iterdir()),
+        settings=ConceptSettings(),
+        texts=["a [V] star on the left, brick background"] * 3,
+    )
+    shutil.rmtree(photos)
+    versions.add(root)
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "start"], check=True)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished `purecc`."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.stdout)
+
+
+@dataclass(frozen=True)
+class MicroProject:
+    """A project folder and its command line, run in a process of its own."""
+
+    root: Path
+
+    def environment(self, **more: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))}
+        own = {"PURECC_HOME": str(self.root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        return {**kept, **own, "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120", **more}
+
+    def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            cwd=self.root,
+            env=self.environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def purecc(self, *arguments: str, timeout: float = 240, **more: str) -> Finished:
+        process = self.start(*arguments, **more)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        return Finished(process.returncode, out, err)
+
+    def change_profile(self, change: Callable[[dict[str, Any]], None]) -> None:
+        file = self.root / "profiles" / "micro.yaml"
+        content = yaml.safe_load(file.read_text())
+        change(content)
+        file.write_text(yaml.safe_dump(content))
+
+
+@pytest.fixture(scope="session")
+def micro_template(session_folder: Path, micro_family: Path) -> Path:
+    """Made once; copied by `micro_project`."""
+    folder = session_folder / "micro-project"
+    with FileLock(session_folder / "micro-project.lock"):
+        if not folder.exists():
+            partial = session_folder / "micro-project.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            build(partial, micro_family)
+            partial.rename(folder)
+    return folder
+
+
+@pytest.fixture
+def micro_project(micro_template: Path, tmp_path: Path) -> MicroProject:
+    """A project of one's own, never customized yet."""
+    root = tmp_path / "project"
+    shutil.copytree(micro_template, root, symlinks=True)
+    return MicroProject(root)
