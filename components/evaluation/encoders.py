@@ -9,6 +9,7 @@ Shape suffixes: N images or texts, D feature width.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -76,7 +77,7 @@ def weights_digest(model: nn.Module) -> str:
 
 def preprocessing_of(processor: Any) -> dict[str, Any]:
     """What an image processor does to a picture, as JSON-able values."""
-    known = processor.to_dict()
+    known = json.loads(processor.to_json_string())
     return {name: known[name] for name in _PREPROCESSING if known.get(name) is not None}
 
 

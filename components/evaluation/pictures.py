@@ -1,4 +1,4 @@
-"""Pictures on disk: lossless PNG, written atomically, and the one conversion between pixels and the models' range.
+"""Pictures on disk: lossless PNG, and the one conversion between pixels and the models' range.
 
 A picture is a (H, W, 3) uint8 array. Every metric is computed on the picture as stored, so that a figure can be
 recomputed from the files of a run.
@@ -6,6 +6,7 @@ recomputed from the files of a run.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +15,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-
-from components.files import atomic_file
 
 Picture = NDArray[np.uint8]
 
@@ -32,9 +31,18 @@ def to_tensor(pictures: Sequence[Picture]) -> Tensor:
 
 
 def write_png(path: Path, picture: Picture) -> None:
-    """Write a picture, lossless and atomically."""
-    with atomic_file(path) as temporary:
-        Image.fromarray(picture, "RGB").save(temporary, format="PNG", optimize=False)
+    """Write a picture, lossless; it takes its name only when it is whole.
+
+    It is not forced to the disk one by one, which would cost more than drawing small pictures: whoever keeps pictures
+    keeps their digests too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        Image.fromarray(picture, "RGB").save(temporary, format="PNG")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_png(path: Path) -> Picture:

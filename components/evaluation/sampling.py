@@ -16,7 +16,7 @@ from typing import Any
 from components.backbones.interface import Backbone
 from components.evaluation.pictures import Picture, read_png, to_pictures, write_png
 from components.evaluation.prompts import Prompt
-from components.files import digest_of, sha256_file, write_text
+from components.files import digest_of, sha256_file
 from components.settings import SamplingSettings
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class ImageStore:
         stated = file.with_suffix(".sha256")
         if not file.is_file() or not stated.is_file():
             return None
-        if stated.read_text(encoding="utf-8").strip() != sha256_file(file):
+        if stated.read_text(encoding="utf-8", errors="replace").strip() != sha256_file(file):
             _log.warning("%s does not match its digest and is drawn again", file)
             return None
         return read_png(file)
@@ -65,7 +65,8 @@ class ImageStore:
         file = self._file(request)
         file.with_suffix(".sha256").unlink(missing_ok=True)
         write_png(file, picture)
-        write_text(file.with_suffix(".sha256"), sha256_file(file) + "\n")
+        # Not forced to the disk either: a digest that a power cut tears does not match, and the image is drawn again.
+        file.with_suffix(".sha256").write_text(sha256_file(file) + "\n", encoding="utf-8")
 
 
 def draw(
