@@ -67,8 +67,9 @@ class AdaptedTransformer:
             raise InvalidInput(f"no adapter {name!r} is loaded", mend=f"loaded adapters: {known}")
         return self._adapters[name]
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._adapters
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._adapters)
 
     def create(
         self, name: str, *, concept: str, lora: LoraSettings | None, embeddings_NRD: Tensor | None, seed: int

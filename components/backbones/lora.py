@@ -90,6 +90,9 @@ def add_lora(transformer: nn.Module, adapter: str, *, rank: int, alpha: float, s
         for name in sorted(layers):
             down, up = _linear(layers[name].lora_A, adapter), _linear(layers[name].lora_B, adapter)
             bound = 1.0 / math.sqrt(down.in_features)
+            # peft takes the base's dtype; in bfloat16 the updates of a small learning rate would be rounded away
+            down.float()
+            up.float()
             down.weight.copy_((2.0 * torch.rand(down.weight.shape, generator=generator) - 1.0) * bound)
             up.weight.zero_()
     for parameter in parameters_of(transformer, adapter).values():
