@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -38,12 +39,14 @@ def log(concept: str, adapter: Path, base: Mapping[str, Any]) -> str:
     try:
         with tempfile.TemporaryDirectory(prefix="purecc-") as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # MLflow files an artifact under the name its source has, not under its key
+            named = shutil.copytree(adapter, Path(folder) / "adapter")
             reference = Path(folder) / "base.json"
             reference.write_text(json.dumps({"concept": concept, **base}, indent=2, sort_keys=True), encoding="utf-8")
             info = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-                artifacts={"adapter": str(adapter), "base": str(reference)},
+                artifacts={"adapter": str(named), "base": str(reference)},
                 code_paths=[str(_COMPONENTS)],
                 pip_requirements=requirements,
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from filelock import FileLock
@@ -149,6 +150,18 @@ class MicroProject:
                 process.wait()
         return Finished(process.returncode, out, err)
 
+    def servers(self) -> list[int]:
+        """Processes of a Prefect server that belong to this project."""
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            try:
+                ours = process.environ().get("PURECC_HOME") == str(self.root)
+                if "prefect" in (process.info["cmdline"] or []) and ours:
+                    found.append(process.pid)
+            except psutil.Error:
+                continue
+        return found
+
     def change_profile(self, change: Callable[[dict[str, Any]], None]) -> None:
         file = self.root / "profiles" / "micro.yaml"
         content = yaml.safe_load(file.read_text())
@@ -168,6 +181,12 @@ def micro_template(session_folder: Path, micro_family: Path) -> Path:
             build(partial, micro_family)
             partial.rename(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def open_project() -> Callable[[Path], MicroProject]:
+    """The command line of the project in a folder."""
+    return MicroProject
 
 
 @pytest.fixture

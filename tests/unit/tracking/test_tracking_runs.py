@@ -9,7 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from components.errors import PureCCError
 from components.tracking import runs
-from components.tracking.runs import RunTracker, flatten, read_history
+from components.tracking.runs import flatten, read_history
 from components.tracking.store import Store
 
 STEP = {f"metric/{number}": float(number) for number in range(14)}
@@ -70,12 +70,12 @@ def test_a_resumed_stage_has_its_whole_course_in_the_new_run(store: Store, tmp_p
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
 def test_a_run_ends_as_what_happened(store: Store, error: BaseException, status: str) -> None:
-    tracker: RunTracker | None = None
+    seen: list[str] = []
     with pytest.raises(type(error)), runs.run(store, "star", "extractor", tags={"a": "b"}) as tracker:
+        seen.append(tracker.run_id)
         tracker.log_metrics({"loss/cc": 1.0}, 0)
         raise error
-    assert tracker is not None
-    found = store.client.get_run(tracker.run_id)
+    found = store.client.get_run(seen[0])
     assert found.info.status == status
     assert found.data.metrics == {"loss/cc": 1.0}
     assert found.data.tags["a"] == "b"

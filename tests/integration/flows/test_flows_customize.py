@@ -1,0 +1,204 @@
+"""`purecc customize` in processes of its own, on untrained micro models: the real components, all of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from components.files import verify_manifest
+from components.tracking import promotion, registry
+from components.tracking.store import open_store
+
+pytestmark = pytest.mark.slow
+NAME = ("customize", "spotted_star", "--profile", "micro")
+
+
+@pytest.fixture(scope="module")
+def customized_template(session_folder: Path, micro_template: Path, open_project: Any) -> tuple[Path, dict[str, Any]]:
+    """A project whose concept was customized once, and what the command said."""
+    folder = session_folder / "customized-project"
+    with FileLock(session_folder / "customized-project.lock"):
+        if not folder.exists():
+            partial = session_folder / "customized-project.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(micro_template, partial, symlinks=True)
+            project = open_project(partial)
+            done = project.purecc(*NAME, "--json")
+            assert done.code == 0, done.stderr
+            (partial / "said.json").write_text(done.stdout)
+            assert project.servers() == []
+            partial.rename(folder)
+    return folder, json.loads((folder / "said.json").read_text())
+
+
+@pytest.fixture
+def customized(customized_template: tuple[Path, dict[str, Any]], tmp_path: Path, open_project: Any) -> Any:
+    """A copy of that project: it was moved, too."""
+    root = tmp_path / "project"
+    shutil.copytree(customized_template[0], root, symlinks=True)
+    (root / "said.json").unlink()
+    return open_project(root)
+
+
+def adapter(project: Any) -> Path:
+    (folder,) = (project.root / ".purecc" / "artifacts" / "pure-learning").iterdir()
+    return folder / "adapter"
+
+
+def test_the_first_run_makes_a_champion_with_all_its_evidence(
+    customized_template: tuple[Path, dict[str, Any]], customized: Any
+) -> None:
+    said = customized_template[1]
+    assert (said["status"], said["version"], said["champion"], said["reused"]) == ("promoted", 1, 1, [])
+    assert [gate["passed"] for gate in said["gates"]] == [True]
+
+    folder = adapter(customized)
+    verify_manifest(folder)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "pytorch_lora_weights.safetensors",
+        "concept_embeddings.safetensors",
+        "concept.yaml",
+        "provenance.json",
+        "SHA256SUMS",
+    }
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["concept"] == "spotted_star"
+    assert provenance["data"]["dvc"].endswith(".dir")
+    assert len(provenance["code"]["commit"]) == 40
+    assert len(provenance["parents"]) == 1
+
+    store = open_store(customized.root)
+    assert [check.ok for check in promotion.verify(store, "spotted_star")] == [True]
+    runs = store.client.search_runs([store.experiment("spotted_star")])
+    by_name = {run.info.run_name: run for run in runs}
+    assert set(by_name) == {"customize spotted_star", "extractor", "pure-learning", "evaluation"}
+    parent = by_name["customize spotted_star"]
+    assert parent.info.run_id == said["run"]
+    for name in ("extractor", "pure-learning", "evaluation"):
+        assert by_name[name].data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert by_name[name].info.status == "FINISHED"
+    points = store.client.get_metric_history(by_name["pure-learning"].info.run_id, "lambda_star/mean")
+    assert sorted(point.step for point in points) == list(range(6))
+    assert parent.data.metrics["fidelity/clip_i"] == said["metrics"]["fidelity/clip_i"]
+    assert parent.data.params["learning.lora.rank"] == "2"
+    (dataset,) = parent.inputs.dataset_inputs
+    assert dataset.dataset.digest == provenance["data"]["dvc"]
+    assert provenance["run"] == by_name["pure-learning"].info.run_id
+    listed = {item.path for item in store.client.list_artifacts(parent.info.run_id)}
+    assert {"report", "validation"} <= listed
+
+    with sqlite3.connect(customized.root / ".purecc" / "prefect" / "prefect.db") as database:
+        states = dict(database.execute("SELECT name, state_type FROM task_run"))
+        keys = {key for (key,) in database.execute("SELECT key FROM artifact")}
+    assert {name.rsplit("-", 1)[0]: state for name, state in states.items()} == dict.fromkeys(
+        ("validate", "train_extractor", "train_pure", "evaluate", "promote"), "COMPLETED"
+    )
+    assert keys == {"gates-spotted-star", "report-spotted-star"}
+
+
+def test_unchanged_work_is_not_done_again_and_the_reason_is_said(customized: Any) -> None:
+    done = customized.purecc(*NAME, "--json")
+    assert done.code == 0, done.stderr
+    assert (done.json["status"], done.json["version"]) == ("unchanged", 1)
+    assert "data, base, profile and method are those of version 1" in done.json["reason"]
+    assert not (customized.root / ".purecc" / "logs" / "prefect.log").stat().st_mtime > time.time() - 5
+
+
+def test_an_altered_result_is_found_and_only_that_is_done_again(customized: Any) -> None:
+    weights = adapter(customized) / "adapter_model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    done = customized.purecc(*NAME, "--json")
+    assert done.code == 0, done.stderr
+    assert "altered" in done.stderr
+    assert weights.read_bytes() == before  # trained again, to the same bits
+    # the evaluation is kept by the adapter's content, which is the same again; so is its version
+    assert done.json["reused"] == ["extractor", "evaluation"]
+    assert done.json["version"] == 1
+
+
+def test_a_refused_adapter_stays_a_version_and_the_champion_is_untouched(customized: Any) -> None:
+    settings = ("--set", "seed=1", "--set", "gates={preservation/seg_cons: {minimum: 101}, none: {}}")
+    refused = customized.purecc(*NAME, *settings, "--json")
+    assert refused.code == 1, refused.stderr
+    assert (refused.json["status"], refused.json["version"], refused.json["champion"]) == ("refused", 2, 1)
+    assert "preservation/seg_cons = " in refused.json["reason"]
+    assert "needs >= 101" in refused.json["reason"]
+    assert "none was not measured" in refused.json["reason"]
+    again = customized.purecc(*NAME, *settings)
+    assert again.code == 1
+    assert "unchanged, and still refused" in again.stdout
+    promote = customized.purecc("models", "promote", "spotted_star", "2", "--json")
+    assert promote.code == 1
+    assert "needs >= 101" in promote.json["error"]["message"]
+    store = open_store(customized.root)
+    assert registry.aliases(store, "spotted_star") == {"champion": 1, "challenger": 2}
+    assert registry.version(store, "spotted_star", 2).tags["gate/refused"] == refused.json["reason"]
+
+
+def test_a_successor_is_judged_against_the_champion_and_can_be_rolled_back(customized: Any) -> None:
+    settings = ("--set", "seed=1", "--set", "gates={fidelity/clip_i: {not_worse_by: 1.0}}")
+    promoted = customized.purecc(*NAME, *settings, "--json")
+    assert promoted.code == 0, promoted.stderr
+    assert (promoted.json["version"], promoted.json["replaced"]) == (2, 1)
+    assert promoted.json["gates"][0]["champion"] is not None
+    rolled = customized.purecc("models", "rollback", "spotted_star", "--json")
+    assert rolled.json == {"name": "spotted_star", "champion": 1, "rolled_back": 2}
+    again = customized.purecc(*NAME, *settings, "--json")
+    assert (again.json["status"], again.json["champion"]) == ("unchanged", 1)
+    assert "models promote spotted_star 2" in again.json["reason"]
+
+
+def test_the_commands_of_a_consumer(customized: Any, tmp_path: Path) -> None:
+    listed = customized.purecc("models", "list", "--json").json
+    assert listed == [{"name": "spotted_star", "aliases": {"champion": 1}}]
+    shown = customized.purecc("models", "show", "spotted_star", "--json").json
+    assert [version["status"] for version in shown["versions"]] == ["passed"]
+    assert customized.purecc("models", "verify", "spotted_star", "--json").json["ok"] is True
+    report = customized.purecc("report", "--json").json
+    assert Path(report["report"]).read_text().lstrip().lower().startswith("<!doctype html>")
+    pictures = {}
+    for name, more in (("a", ()), ("b", ()), ("original", ("--original",))):
+        out = tmp_path / f"{name}.png"
+        text = "a <spotted_star> star on the left"
+        drawn = customized.purecc(
+            "generate", text, "--profile", "micro", "--seed", "1", "--out", str(out), *more, "--json"
+        )
+        assert drawn.code == 0, drawn.stderr
+        pictures[name] = out.read_bytes()
+    assert pictures["a"] == pictures["b"] != pictures["original"]
+
+
+def test_tampered_champions_are_reported(customized: Any) -> None:
+    (weights,) = (customized.root / "mlruns" / "artifacts").rglob("adapter_model.safetensors")
+    weights.write_bytes(b"other")
+    verified = customized.purecc("models", "verify", "spotted_star", "--json")
+    assert (verified.code, verified.json["ok"]) == (1, False)
+    drawn = customized.purecc("generate", "a <spotted_star> star", "--profile", "micro", "--json")
+    assert drawn.code == 1
+    assert "adapter_model.safetensors" in drawn.json["error"]["message"]
+
+
+def test_data_that_does_not_match_its_version_is_refused(customized: Any) -> None:
+    metadata = customized.root / "data" / "concepts" / "spotted_star" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("brick", "snow"))
+    done = customized.purecc(*NAME, "--json")
+    assert done.code == 1
+    assert "data.dvc" in json.dumps(done.json["error"])
+
+
+def test_a_plain_lora_has_no_extractor(micro_project: Any) -> None:
+    done = micro_project.purecc(*NAME, "--set", "learning.method=lora", "--json")
+    assert done.code == 0, done.stderr
+    made = {path.name for path in (micro_project.root / ".purecc" / "artifacts").iterdir()}
+    assert made == {"validation", "pure-learning", "evaluation"}

@@ -1,0 +1,92 @@
+"""Tracking, registry and promotion over HTTP, on a real MLflow server whose artifacts it proxies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components.errors import IntegrityError
+from components.files import atomic_folder
+from components.settings import Gate
+from components.tracking import promotion, registry, runs
+from components.tracking.gates import judge
+from components.tracking.store import open_store
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """Address and artifact folder of a running server."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    open_store(folder)  # migrated once, under our lock
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlruns/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "stored"), "--serve-artifacts"]
+    with (tmp_path / "server.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            assert process.poll() is None, (tmp_path / "server.log").read_text()
+            assert time.monotonic() < deadline
+            try:
+                with urllib.request.urlopen(f"{address}/health", timeout=5):
+                    break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.2)
+        yield address, folder / "stored"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_the_whole_path_of_an_adapter(
+    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, stored = server
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    root = tmp_path / "project"
+    root.mkdir()
+    store = open_store(root)
+    adapter = tmp_path / "an adapter"
+    with atomic_folder(adapter) as folder:
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+        (folder / "provenance.json").write_text("{}")
+
+    with runs.run(store, "star", "customize") as parent:
+        runs.log_parameters(store, parent.run_id, {"learning": {"eta": 1.0}})
+        runs.log_dataset(store, parent.run_id, "star", "data/concepts/star", "0.dir", "data.dvc")
+        with runs.run(store, "star", "extractor", parent=parent.run_id) as tracker:
+            for step in range(120):
+                tracker.log_metrics({f"metric/{number}": float(step) for number in range(10)}, step)
+        version = registry.register(store, "star", adapter, run_id=parent.run_id, base={}, tags={"run": parent.run_id})
+        again = registry.register(store, "star", adapter, run_id=parent.run_id, base={}, tags={})
+    assert again.number == version.number == 1
+    assert len(store.client.get_metric_history(tracker.run_id, "metric/3")) == 120
+    report = judge({"m": 1.0}, {"m": Gate(minimum=0.0)})
+    promotion.record_judgement(store, "star", 1, report, key="k", against=None)
+    assert promotion.promote(store, "star", 1) is None
+    assert registry.list_models(store) == {"star": {"champion": 1}}
+    assert not (root / "mlruns").exists()
+
+    (weights,) = stored.rglob("adapter_model.safetensors")
+    weights.write_bytes(b"weighty")
+    assert [check.ok for check in promotion.verify(store, "star")] == [False]
+    with pytest.raises(IntegrityError, match="adapter_model.safetensors"), registry.adapter_folder(store, "star", 1):
+        pass
