@@ -1,9 +1,12 @@
 """Fidelity-preservation curves of settings against each other, over training steps, concepts and seeds.
 
-    python -m flows.curves docs/curves/lora-purecc.yaml
+    python -m flows.curves measure docs/curves/lora-purecc.yaml
+    python -m flows.curves draw docs/curves/lora-purecc.yaml
+    python -m flows.curves picture docs/curves/lora-purecc.yaml striped_star docs/images/same-seed.png
 
 The file names the variants (settings over the profile's), concepts, seeds and the steps at which an adapter is kept and
-evaluated. Each evaluated adapter is a row of the CSV beside the file; rows that are there are not measured again.
+evaluated. Each evaluated adapter is a row of the CSV beside the file; rows that are there are not measured again. What
+is drawn from them, a table and a plot, stands beside it too.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import csv
 import io
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -22,16 +26,29 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from components.backbones.sd3 import SD3Backbone
 from components.concepts.concept import Concept, load_concept
+from components.concepts.images import load_image
+from components.concepts.texts import derive_texts
 from components.errors import InvalidInput
+from components.evaluation import curve_report
+from components.evaluation.comparison import compose, draw_models
+from components.evaluation.curve_report import Axes
 from components.evaluation.evaluate import evaluate
 from components.evaluation.evaluators import Evaluators, load_evaluators
-from components.files import atomic_file
+from components.evaluation.pictures import to_pictures
+from components.files import atomic_file, write_text
 from components.learning.extractor import train_extractor
 from components.learning.pure import train_pure
 from components.learning.tracker import NullTracker
 from components.settings import Profile, load_profile, project_root
 
 logger = logging.getLogger(__name__)
+
+AXES = (
+    Axes("fidelity/recognised_probability", "preservation/prior_distance", worst=0.1),
+    Axes("fidelity/recognised_probability", "preservation/outside_distance", worst=0.1),
+    Axes("fidelity/dino_masked", "preservation/prior_distance", worst=0.1),
+)
+LEVELS = (0.3, 0.5, 0.7)
 
 
 class Plan(BaseModel):
@@ -123,8 +140,13 @@ def measure(plan: Plan, target: Path, work: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def main(
-    plan: Annotated[Path, typer.Argument(help="YAML: profile, concepts, seeds, steps, variants")],
+app = typer.Typer(add_completion=False, help=__doc__)
+_Plan = Annotated[Path, typer.Argument(help="YAML: profile, concepts, seeds, steps, variants")]
+
+
+@app.command("measure")
+def measure_command(
+    plan: _Plan,
     only: Annotated[list[str] | None, typer.Option(help="these concepts only, to share the work out")] = None,
     target: Annotated[Path | None, typer.Option(help="the CSV; default beside the plan")] = None,
 ) -> None:
@@ -136,5 +158,64 @@ def main(
     measure(wanted, target or plan.with_suffix(".csv"), project_root() / ".purecc" / "curves" / plan.stem)
 
 
+@app.command("draw")
+def draw_command(
+    plan: _Plan,
+    more: Annotated[list[Path] | None, typer.Option(help="further CSV files of the same plan")] = None,
+) -> None:
+    """Draw the table and the plot of what is measured."""
+    rows = [row for file in [plan.with_suffix(".csv"), *(more or [])] for row in csv.DictReader(file.open())]
+    tables = [
+        f"**{axes.damage}** against {axes.fidelity}\n\n"
+        + curve_report.table(curve_report.read_curves(rows, axes), axes, LEVELS, rows[0]["variant"])
+        for axes in AXES
+    ]
+    write_text(plan.with_suffix(".md"), "\n\n".join(tables) + "\n")
+    curve_report.plot(rows, AXES, plan.with_suffix(".png"))
+
+
+@app.command("picture")
+def picture_command(
+    plan: _Plan,
+    name: Annotated[str, typer.Argument(help="a concept, of instance kind")],
+    target: Annotated[Path, typer.Argument(help="the PNG to write")],
+    variant: Annotated[list[str], typer.Option(help="variants to show beside the original")] = ["lora", "purecc"],  # noqa: B006
+    prompt: Annotated[list[str] | None, typer.Option(help="prompts with [V]")] = None,
+    seed: int = 0,
+) -> None:
+    """Train the variants to the plan's last step and draw them beside the original model, same seeds."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    wanted, root = read_plan(plan), project_root()
+    concept = load_concept(root / "data" / "concepts" / name)
+    word = concept.class_word
+    texts = prompt or [
+        f"a [V] {word} on the right, snow background",
+        f"a [V] {word} at the top, water background",
+        f"a [V] {word} on the left and a red heart on the right, sand background",
+    ]
+    profile = load_profile(wanted.profile)
+    backbone = SD3Backbone.load(profile.base)
+    models: dict[str, str | None] = {"original": None}
+    with tempfile.TemporaryDirectory() as folder:
+        for title in variant:
+            settings = [*wanted.variants[title], f"learning.pure.steps={wanted.steps[-1]}"]
+            *_, (_, adapter) = snapshots(
+                backbone, concept, load_profile(wanted.profile, settings), Path(folder) / title
+            )
+            backbone.load_adapter(adapter, title)
+            models[title] = title
+    pairs = [
+        (texts_.complete, texts_.base)
+        for texts_ in (derive_texts(text, kind=concept.kind, class_word=word) for text in texts)
+    ]
+    sampling = profile.evaluation.sampling
+    columns = draw_models(
+        backbone, models, pairs, seed=seed, steps=sampling.steps, guidance_scale=sampling.guidance_scale
+    )
+    references = [to_pictures(load_image(item.path, profile.base.resolution)[None])[0] for item in concept.references]
+    with atomic_file(target) as temporary:
+        compose(references, columns, texts).save(temporary, format="png")
+
+
 if __name__ == "__main__":
-    typer.run(main)
+    app()

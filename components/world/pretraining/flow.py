@@ -44,7 +44,7 @@ class FlowSettings:
 
     pool: int = 65_536
     object_weight: float = 4.0
-    alignment_weight: float = 0.2
+    alignment_weight: float = 1.5
     long_text: float = 0.03
 
 

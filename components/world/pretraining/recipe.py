@@ -40,7 +40,7 @@ RECIPES = {
         size=FAMILY_SIZES["tiny"],
         autoencoder=LoopSettings(steps=800, batch_size=32, learning_rate=2e-3, warmup_steps=30),
         flow=LoopSettings(
-            steps=3000,
+            steps=1500,
             batch_size=64,
             learning_rate=1.5e-3,
             warmup_steps=100,
@@ -49,10 +49,10 @@ RECIPES = {
             checkpoint_every=100,
         ),
         flow_settings=FlowSettings(),
-        oracle=LoopSettings(steps=1000, batch_size=128, learning_rate=2e-3),
-        dino=LoopSettings(steps=700, batch_size=128, learning_rate=1e-3),
-        clip=LoopSettings(steps=800, batch_size=128, learning_rate=1e-3),
-        segmenter=LoopSettings(steps=800, batch_size=48, learning_rate=2e-3),
+        oracle=LoopSettings(steps=650, batch_size=128, learning_rate=2e-3),
+        dino=LoopSettings(steps=450, batch_size=128, learning_rate=1e-3),
+        clip=LoopSettings(steps=500, batch_size=128, learning_rate=1e-3),
+        segmenter=LoopSettings(steps=450, batch_size=48, learning_rate=2e-3),
     ),
     "micro": Recipe(
         size=FAMILY_SIZES["micro"],
