@@ -58,7 +58,7 @@ clean: ## remove .venv, caches and everything the runs made, but for mlruns/ and
 
 # An environment that is not of a supported Python, or whose installation was cut off (MARK is there), is made anew; one
 # that a person made is kept and installed into.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP):
 	@set -e; \
 	if [ -e $(MARK) ] || ! $(BIN)/python -c '$(SUPPORTED)' 2>/dev/null || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  python=; \

@@ -4,6 +4,7 @@ The floor counts forward passes of one sample, a pass with gradient as two: a pl
 5 (`frozen`, `detached`: two of the extractor, one of v_orig, one with gradient) or 6 (`trainable`).
 
     make bench                                   the size of the shipped family, untrained, on this machine
+    make bench BENCH_ROUNDS=5                    in a hurry
     make bench BENCH_BASE=/path/to/base BENCH_PROFILE=sd35-medium
 """
 
@@ -27,7 +28,7 @@ from components.learning.pure import pure_learning_loss
 from components.settings import Profile, load_profile
 from components.world.family import create_untrained
 
-ROUNDS, WARM_UP = 20, 3
+ROUNDS, WARM_UP = int(os.environ.get("BENCH_ROUNDS", "20")), 2
 FLOOR = {"frozen": 5 / 2, "detached": 5 / 2, "trainable": 6 / 2}
 
 
@@ -63,7 +64,7 @@ def stopwatch(device: torch.device) -> Callable[[], float]:
 def step_seconds(backbone: SD3Backbone, losses: dict[str, Loss], batch: ConditionedBatch) -> dict[str, list[float]]:
     """Seconds of forward and backward of each loss; the losses take turns, so that a slow minute hits all alike."""
     now = stopwatch(backbone.device)
-    parameters = [p for kind in backbone.parameters("pure").values() for p in kind.values()]
+    parameters = [p.requires_grad_(True) for kind in backbone.parameters("pure").values() for p in kind.values()]
     noise = torch.randn_like(batch.x_0_BCHW)
     times = torch.rand(len(noise), device=noise.device)
     seconds: dict[str, list[float]] = {name: [] for name in losses}
