@@ -101,7 +101,13 @@ def gather(folder: Path) -> Facts:
 
 def _frame(rows: Sequence[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
     # Objects throughout: a missing fact stays None, and an integer beside it does not become a float
-    return pd.DataFrame(rows, columns=list(columns), dtype=object)
+    writable = [{column: _writable(row[column]) for column in columns} for row in rows]
+    return pd.DataFrame(writable, columns=list(columns), dtype=object)
+
+
+def _writable(value: Any) -> Any:
+    """The value; halves of surrogate pairs, which no file can hold, as \\ud800."""
+    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
 
 
 def _structure(fields: dict[str, str], rows: Sequence[Row], problems: Sequence[InvalidInput]) -> pd.DataFrame:

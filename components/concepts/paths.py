@@ -16,7 +16,7 @@ MAXIMUM_TEXT_BYTES = 64 * 2**10
 
 def name_problem(name: str) -> tuple[str, str] | None:
     """Why `name` is no name of an image directly inside the concept folder, and the mend; None if it is one."""
-    if not name or "\0" in name or any(ord(character) < 32 for character in name):
+    if not name or not name.isprintable():
         return f"{name!r} is no file name", "write the image's name, e.g. 01.png"
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or (len(name) > 1 and name[1] == ":"):

@@ -75,8 +75,10 @@ def _context(docs_dir: Path) -> EphemeralDataContext:
     docs_dir.mkdir(parents=True)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
-    for site in list(context.variables.data_docs_sites or {}):
-        context.delete_data_docs_site(site)  # an ephemeral context comes with one in the system's temporary folder
+    for site, config in list((context.variables.data_docs_sites or {}).items()):
+        # An ephemeral context comes with a site in a folder of the system's temporary ones, and leaves it there
+        context.delete_data_docs_site(site)
+        shutil.rmtree(config["store_backend"]["base_directory"], ignore_errors=True)
     context.add_data_docs_site(
         _SITE,
         {

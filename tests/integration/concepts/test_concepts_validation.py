@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,20 +28,23 @@ def _noise(seed: int, side: int = 64) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A concept of four sound images; nothing is to be said of it."""
-    folder = tmp_path / "concepts" / "my_star"
+def _sound(folder: Path, names: list[str]) -> Path:
+    """A concept folder of sound images and texts of which nothing is to be said."""
     folder.mkdir(parents=True)
     (folder / "concept.yaml").write_text(
-        "name: my_star\nkind: instance\nclass_word: star\nlicense: CC0-1.0\nsource: a test\n"
+        f"name: {folder.name}\nkind: instance\nclass_word: star\nlicense: CC0-1.0\nsource: a test\n"
     )
     lines = []
-    for number in range(1, 5):
-        _noise(number).save(folder / f"{number:02d}.png")
-        lines.append(json.dumps({"file_name": f"{number:02d}.png", "text": f"a [V] star, {number}"}))
+    for number, name in enumerate(names, 1):
+        _noise(number).save(folder / name)
+        lines.append(json.dumps({"file_name": name, "text": f"a [V] star, {number}"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return _sound(tmp_path / "concepts" / "my_star", [f"{number:02d}.png" for number in range(1, 5)])
 
 
 @pytest.fixture
@@ -87,7 +91,7 @@ def test_a_sound_concept_passes_with_facts_and_data_docs(folder: Path, tmp_path:
         "a star, 1",
         "[V] star",
         1,
-        11,
+        13,
     )
     pages = {path.relative_to(tmp_path / "docs").parts[0] for path in (tmp_path / "docs").rglob("*.html")}
     assert {"index.html", "validations", "expectations"} <= pages
@@ -95,6 +99,13 @@ def test_a_sound_concept_passes_with_facts_and_data_docs(folder: Path, tmp_path:
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
     validate(folder, ANY, tmp_path / "docs")  # docs of an earlier judgement are replaced
     assert len(list((tmp_path / "docs" / "validations").rglob("*.html"))) == 3
+
+
+def test_nothing_is_left_in_the_temporary_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    validate(folder, ANY, tmp_path / "docs")
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_data_docs_replace_nothing_else(folder: Path, tmp_path: Path) -> None:
@@ -112,6 +123,7 @@ def _truncated(path: Path) -> None:
 def _bomb(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[16:24] = (60000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     path.write_bytes(bytes(content))
 
 
@@ -120,63 +132,81 @@ def _link(path: Path) -> None:
     path.symlink_to("/etc/hostname")
 
 
-@pytest.mark.parametrize(
-    ("spoil", "rule", "field", "problem", "mend"),
-    [
-        (Path.unlink, "image_readable", "image", "does not exist", "put the file there or remove its line"),
-        (_truncated, "image_readable", "image", "truncated", "replace the file by an intact copy"),
-        (lambda path: path.write_text("hi"), "image_readable", "image", "not an image", "a new name makes no image"),
-        (_bomb, "image_readable", "image", "megapixels", "scale the image down"),
-        (_link, "image_readable", "image", "symbolic link", "replace the link by the file itself"),
-        (
-            lambda path: (
-                _noise(9).convert("CMYK").save(path.with_suffix(".jpg")) or path.with_suffix(".jpg").rename(path)
-            ),
-            "image_suffix|image_mode",
-            "file_name|mode",
-            "JPEG|CMYK",
-            "suffix|sRGB",
-        ),
-        (
-            lambda path: Image.fromarray(np.full((64, 64), 999, dtype=np.uint16)).save(path),
-            "image_8_bits",
-            "bits",
-            "16 bits per channel",
-            "8 bits",
-        ),
-        (lambda path: _noise(9, 32).save(path), "image_large_enough", "size", "32 x 32 pixels", "larger copy"),
-        (
-            lambda path: path.write_bytes((path.parent / "01.png").read_bytes()),
-            "image_once",
-            "sha256",
-            "01.png",
-            "remove",
-        ),
-    ],
-)
-def test_a_bad_image_is_one_finding(
-    folder: Path, judge: Judge, spoil: Callable[[Path], object], rule: str, field: str, problem: str, mend: str
+def _text(path: Path) -> None:
+    path.write_text("hi")
+
+
+def _cmyk(path: Path) -> None:
+    _noise(50).convert("CMYK").save(path, "JPEG")
+
+
+def _misnamed(path: Path) -> None:
+    _noise(51).save(path, "JPEG")
+
+
+def _deep(path: Path) -> None:
+    Image.fromarray(np.full((64, 64), 999, dtype=np.uint16)).save(path)
+
+
+def _small(path: Path) -> None:
+    _noise(52, 32).save(path)
+
+
+def _copy(path: Path) -> None:
+    path.write_bytes((path.parent / "01.png").read_bytes())
+
+
+def _animation(path: Path) -> None:
+    _noise(53).save(path, "GIF", save_all=True, append_images=[_noise(54)])
+
+
+BAD_IMAGES: list[tuple[str, Callable[[Path], None], list[tuple[str, str, str, str]]]] = [
+    ("02.png", Path.unlink, [("image_readable", "image", "does not exist", "put the file there or remove its line")]),
+    ("03.png", _truncated, [("image_readable", "image", "truncated", "replace the file by an intact copy")]),
+    ("04.png", _text, [("image_readable", "image", "not an image", "a new name makes no image")]),
+    ("05.png", _bomb, [("image_readable", "image", "megapixels", "scale the image down")]),
+    ("06.png", _link, [("image_readable", "image", "symbolic link", "replace the link by the file itself")]),
+    ("07.jpg", _cmyk, [("image_mode", "mode", "the colour mode is CMYK", "convert it to sRGB")]),
+    ("08.png", _misnamed, [("image_suffix", "file_name", "holds a JPEG image", "the suffix of its format")]),
+    ("09.png", _deep, [("image_8_bits", "bits", "16 bits per channel", "save it with 8 bits")]),
+    ("10.png", _small, [("image_large_enough", "size", "32 x 32 pixels, the short side needs 64", "a larger copy")]),
+    ("11.png", _copy, [("image_once", "sha256", "the same file as 01.png", "remove one and its line")]),
+    (
+        "12.png",
+        _animation,
+        [
+            ("image_format", "format", "a GIF image", "save it as PNG or JPEG"),
+            ("image_still", "frames", "2 frames, an animation", "save one as PNG"),
+        ],
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def bad_images(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Finding]]:
+    """A concept whose every image but the first is spoilt in its own way, and the errors that are found."""
+    base = tmp_path_factory.mktemp("images")
+    folder = _sound(base / "my_star", ["01.png", *(name for name, _, _ in BAD_IMAGES)])
+    for name, spoil, _ in BAD_IMAGES:
+        spoil(folder / name)
+    return folder, validate(folder, ANY, base / "docs").errors
+
+
+@pytest.mark.parametrize(("name", "expected"), [(name, expected) for name, _, expected in BAD_IMAGES])
+def test_a_bad_image_is_named_with_field_and_mend(
+    bad_images: tuple[Path, list[Finding]], name: str, expected: list[tuple[str, str, str, str]]
 ) -> None:
-    spoil(folder / "03.png")
-    errors, _ = judge()
-    expected = list(zip(*(text.split("|") for text in (rule, field, problem, mend)), strict=True))
-    assert [(found.expectation, found.field) for found in errors] == [(one[0], one[1]) for one in expected]
-    for found, (_, _, its_problem, its_mend) in zip(errors, expected, strict=True):
-        assert found.file == str(folder / "03.png")
-        assert its_problem in found.problem
-        assert its_mend in found.mend
+    folder, errors = bad_images
+    found = [error for error in errors if error.file == str(folder / name)]
+    assert [(error.expectation, error.field) for error in found] == [(rule, field) for rule, field, _, _ in expected]
+    for error, (_, _, problem, mend) in zip(found, expected, strict=True):
+        assert problem in error.problem
+        assert mend in error.mend
 
 
-def test_an_animated_gif_is_refused(folder: Path, judge: Judge) -> None:
-    frames = [_noise(seed) for seed in (7, 8)]
-    frames[0].save(folder / "03.gif", save_all=True, append_images=frames[1:])
-    (folder / "03.gif").rename(folder / "03.png")
-    errors, _ = judge()
-    assert {(found.expectation, found.file) for found in errors} == {
-        ("image_format", str(folder / "03.png")),
-        ("image_still", str(folder / "03.png")),
-    }
-    assert "2 frames, an animation" in errors[-1].problem
+def test_good_images_beside_bad_ones_are_not_blamed(bad_images: tuple[Path, list[Finding]]) -> None:
+    _, errors = bad_images
+    assert {Path(error.file).name for error in errors} == {name for name, _, _ in BAD_IMAGES}
 
 
 def test_an_exif_rotation_is_accepted(folder: Path, tmp_path: Path) -> None:
@@ -188,39 +218,62 @@ def test_an_exif_rotation_is_accepted(folder: Path, tmp_path: Path) -> None:
     assert tuple(report.facts.loc[2, ["width", "height", "orientation"]]) == (80, 128, 6)
 
 
-@pytest.mark.parametrize(
-    ("changed", "rule", "field", "problem", "mend"),
-    [
-        ({"text": "a star"}, "placeholder_once", "line 2: text", "[V] stands 0 times in 'a star'", "exactly once"),
-        ({"text": "a [V] [V] star"}, "placeholder_once", "line 2: text", "[V] stands 2 times", "exactly once"),
-        (
-            {"text": "a [V] dog"},
-            "class_word_in_text",
-            "line 2: text",
-            "class word does not stand in 'a [V] dog'",
-            "[V]",
-        ),
-        ({"text": ""}, "text_not_empty|placeholder_once|class_word_in_text", "line 2: text", "", ""),
-        ({"text": "a [V] star" + "!" * 300}, "text_not_too_long", "line 2: text", "310 characters", "shorten"),
-        ({"text": "a [V] star \ud800"}, "text_utf8", "line 2: text", "surrogate", "remove"),
-        ({"text": "a [V] star \x07"}, "text_derivable", "line 2: text", "U+0007", "remove the character"),
-        ({"text": "a [V] star, <dog>"}, "text_derivable", "line 2: text", "'<' or '>'", "[V]"),
-        ({"base_text": "a [V]"}, "text_derivable", "line 2: base_text", "in the base text", "without the concept"),
-        ({"text": 5}, "structure_valid", "line 2: text", "5 is not a text", "write text as a text"),
-        ({"file_name": "../02.png"}, "structure_valid|structure_valid", "", "", ""),
-    ],
-)
-def test_a_bad_line_is_named(
-    folder: Path, judge: Judge, changed: dict[str, object], rule: str, field: str, problem: str, mend: str
+BAD_LINES: list[tuple[dict[str, object], list[tuple[str, str, str, str]]]] = [
+    (
+        {"text": "a star"},
+        [("placeholder_once", "text", "[V] stands 0 times in 'a star'", "write [V] exactly once")],
+    ),
+    ({"text": "a [V] [V] star"}, [("placeholder_once", "text", "[V] stands 2 times", "write [V] exactly once")]),
+    ({"text": "a [V] dog"}, [("class_word_in_text", "text", "does not stand in 'a [V] dog'", "a [V] <class word>")]),
+    (
+        {"text": ""},
+        [
+            ("text_not_empty", "text", "the text is empty", "describe the image"),
+            ("placeholder_once", "text", "[V] stands 0 times in ''", "write [V] exactly once"),
+            ("class_word_in_text", "text", "does not stand in ''", "a [V] <class word>"),
+        ],
+    ),
+    ({"text": "a [V] star" + "!" * 300}, [("text_not_too_long", "text", "310 characters", "shorten the text")]),
+    ({"text": "a [V] star \ud800"}, [("text_utf8", "text", "half of a surrogate pair", "remove the character")]),
+    ({"text": "a [V] star \x07"}, [("text_derivable", "text", "U+0007", "remove the character")]),
+    ({"text": "a [V] star, <dog>"}, [("text_derivable", "text", "'<' or '>'", "written [V]")]),
+    ({"base_text": "a [V]"}, [("text_derivable", "base_text", "in the base text", "without the concept")]),
+    ({"text": 5}, [("structure_valid", "text", "5 is not a text", "write text as a text")]),
+    ({"colour": "red"}, [("structure_valid", "colour", "unknown field", "known fields: file_name, text")]),
+    ({"file_name": "../02.png"}, [("structure_valid", "file_name", "leads out of the concept's folder", "bare name")]),
+]
+
+
+@pytest.fixture(scope="module")
+def bad_lines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Finding]]:
+    """A concept whose every line but the first is wrong in its own way, and the errors that are found."""
+    base = tmp_path_factory.mktemp("lines")
+    folder = _sound(base / "my_star", [f"{number:02d}.png" for number in range(1, len(BAD_LINES) + 2)])
+    for number, (changed, _) in enumerate(BAD_LINES, 2):
+        _rewrite(folder, number, **changed)
+    return folder, validate(folder, ANY, base / "docs").errors
+
+
+@pytest.mark.parametrize(("number", "expected"), [(n, expected) for n, (_, expected) in enumerate(BAD_LINES, 2)])
+def test_a_bad_line_is_named_with_field_and_mend(
+    bad_lines: tuple[Path, list[Finding]], number: int, expected: list[tuple[str, str, str, str]]
 ) -> None:
-    _rewrite(folder, 2, **changed)
-    errors, _ = judge()
-    assert [found.expectation for found in errors] == rule.split("|")
-    first = errors[0]
-    assert first.file == str(folder / "metadata.jsonl")
-    assert field in first.field
-    assert problem in first.problem
-    assert mend in first.mend
+    folder, errors = bad_lines
+    found = [error for error in errors if error.field.startswith(f"line {number}:")]
+    assert [(error.expectation, error.field) for error in found] == [
+        (rule, f"line {number}: {field}") for rule, field, _, _ in expected
+    ]
+    for error, (_, _, problem, mend) in zip(found, expected, strict=True):
+        assert error.file == str(folder / "metadata.jsonl")
+        assert problem in error.problem
+        assert mend in error.mend
+
+
+def test_the_first_line_is_not_blamed_and_an_image_without_its_line_is(bad_lines: tuple[Path, list[Finding]]) -> None:
+    _, errors = bad_lines
+    assert not any(error.field.startswith("line 1:") for error in errors)
+    others = [error for error in errors if not error.field.startswith("line ")]
+    assert [Path(error.file).name for error in others] == [f"{len(BAD_LINES) + 1:02d}.png"]
 
 
 @pytest.mark.parametrize(
