@@ -62,7 +62,6 @@ class AdapterFiles:
 def write(folder: Path, files: AdapterFiles) -> None:
     """Write the weight files into an existing folder (that of `components.files.atomic_folder`)."""
     metadata = {
-        "format": "pt",
         "purecc_format": FORMAT,
         "concept": files.concept,
         "base_fingerprint": files.base_fingerprint,
@@ -71,6 +70,7 @@ def write(folder: Path, files: AdapterFiles) -> None:
     }
     tensors = {} if files.embeddings_NRD is None else {_TENSOR: _cpu(files.embeddings_NRD)}
     save_file(tensors, folder / EMBEDDINGS, metadata=metadata)
+    _order_metadata(folder / EMBEDDINGS)
     if files.lora is None:
         return
     from diffusers import StableDiffusion3Pipeline
@@ -78,12 +78,18 @@ def write(folder: Path, files: AdapterFiles) -> None:
     weights = {name: _cpu(value) for name, value in files.lora_weights.items()}
     config = lora_config(rank=files.lora.rank, alpha=files.lora.alpha)
     config.inference_mode = True
+    described = {**config.to_dict(), "target_modules": sorted(TARGETS)}  # peft keeps a set, in no order
     config.save_pretrained(str(folder))
+    stated = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    (folder / CONFIG).write_text(
+        json.dumps({**stated, "target_modules": sorted(TARGETS)}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
     save_file({_PEFT_PREFIX + name: value for name, value in weights.items()}, folder / PEFT_WEIGHTS, {"format": "pt"})
     # without this metadata diffusers takes alpha = rank
     StableDiffusion3Pipeline.save_lora_weights(
-        folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=config.to_dict()
+        folder, transformer_lora_layers=weights, transformer_lora_adapter_metadata=described
     )
+    _order_metadata(folder / DIFFUSERS_WEIGHTS)
 
 
 def read(folder: Path) -> AdapterFiles:
@@ -118,6 +124,17 @@ def read(folder: Path) -> AdapterFiles:
         lora_weights=weights,
         embeddings_NRD=tensors.get(_TENSOR),
     )
+
+
+def _order_metadata(file: Path) -> None:
+    """Sort the metadata of a safetensors file: the library writes it in random order, equal adapters are equal bytes."""
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the data stays aligned
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
 def _cpu(value: Tensor) -> Tensor:

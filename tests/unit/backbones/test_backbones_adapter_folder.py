@@ -120,6 +120,15 @@ def test_metadata_says_what_it_is(backbone: SD3Backbone, folder: Path) -> None:
     assert metadata["rows"] == "clip,t5"
 
 
+def test_equal_adapters_are_equal_bytes(backbone: SD3Backbone, folder: Path, tmp_path: Path) -> None:
+    """The digest of an adapter folder is that of its content: no order of a set or of a hash map enters it."""
+    for number in range(3):
+        again = save(backbone, "source", tmp_path / f"again-{number}")
+        assert {f.name: f.read_bytes() for f in again.iterdir()} == {f.name: f.read_bytes() for f in folder.iterdir()}
+    stated = json.loads((folder / "adapter_config.json").read_text())
+    assert stated["target_modules"] == sorted(stated["target_modules"])
+
+
 def change_tensors(file: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
     with safe_open(file, framework="pt") as stream:
         metadata = stream.metadata()

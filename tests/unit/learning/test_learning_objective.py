@@ -62,14 +62,10 @@ def test_envelope_theorem(through_orig: bool) -> None:
     v_complete.requires_grad_(True)
     v_orig.requires_grad_(through_orig)
     inputs = (v_complete, v_orig) if through_orig else (v_complete,)
-    detached = torch.autograd.grad(
-        squared_error(v_complete, guide(v_complete, v_orig, guidance).target_BCHW), inputs
-    )
+    detached = torch.autograd.grad(squared_error(v_complete, guide(v_complete, v_orig, guidance).target_BCHW), inputs)
     scale = lambda_star(v_complete - v_orig, guidance)
     assert scale.requires_grad
-    attached = torch.autograd.grad(
-        squared_error(v_complete, v_orig + scale.reshape(-1, 1, 1, 1) * guidance), inputs
-    )
+    attached = torch.autograd.grad(squared_error(v_complete, v_orig + scale.reshape(-1, 1, 1, 1) * guidance), inputs)
     for one, other in zip(detached, attached, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
@@ -109,6 +105,9 @@ def test_metrics_are_what_their_names_say() -> None:
         "guidance/norm": 1.5,
         "guidance/cosine": (0.6 - 1.0) / 2,
     }
-    assert all(math.isfinite(float(value)) for value in guidance_metrics(
-        guide(v_complete, v_complete, torch.zeros_like(guidance)), v_complete, v_complete
-    ).values())
+    assert all(
+        math.isfinite(float(value))
+        for value in guidance_metrics(
+            guide(v_complete, v_complete, torch.zeros_like(guidance)), v_complete, v_complete
+        ).values()
+    )
