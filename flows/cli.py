@@ -6,6 +6,7 @@ Commands import what they need when they run: `purecc --help` and the lists answ
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from contextlib import redirect_stdout
@@ -23,6 +24,8 @@ from flows.cli_options import DEFAULT_PROFILE, Json, Name, ProfileName, Set
 from flows.console import FAILED, WRONG_USE, WrongUse, arguments, command, stdout
 
 DEMO = "striped_star"
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it tells at import what it could do with torchvision
 
 app = typer.Typer(
     name="purecc",
@@ -55,16 +58,20 @@ def _customize(name: str, profile: str, overrides: list[str], as_json: bool) -> 
 
     with command(as_json) as output:
         with arguments():
-            find(project_root() / "data" / "concepts", name)
+            root = project_root()
             load_profile(profile, overrides)
         from flows import start
+
+        start.fetch_data(root, name)
+        with arguments():
+            find(root / "data" / "concepts", name)
         from flows.summary import show
 
         try:
             outcome = start.customize(name, profile, overrides)
         except GatesRefused as refusal:
             outcome = refusal.outcome
-        output.result(outcome.to_json(), lambda: show(outcome, project_root()))
+        output.result(outcome.to_json(), lambda: show(outcome, root))
         if outcome.refused:
             raise typer.Exit(FAILED)
 

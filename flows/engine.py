@@ -37,7 +37,7 @@ def prepare_environment(root: Path) -> None:
     """Prefect's defaults for this project, before it is imported; what the environment already says stays."""
     defaults = {
         "PREFECT_HOME": str(root / ".purecc" / "prefect"),
-        _TIMEOUT: "120",
+        _TIMEOUT: "300",
         "PREFECT_CLI_PROMPT": "false",
         # What happens is shown by our own progress; Prefect keeps its log in its database.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -141,7 +141,7 @@ class EmbeddedServer:
 
     @staticmethod
     def _timeout() -> float:
-        return float(os.environ.get(_TIMEOUT, "120"))
+        return float(os.environ.get(_TIMEOUT, "300"))
 
 
 @contextlib.contextmanager

@@ -54,9 +54,11 @@ class Display:
         self._task = bar.add_task(title, total=total, facts="") if bar else None
         self._begin = self._last = time.monotonic()
         self._first: int | None = None
+        self.facts = ""
 
     def advance(self, done: int, facts: str = "", total: int | None = None) -> None:
         """Show that `done` steps of the total are behind us."""
+        self.facts = facts
         if total is not None:
             self._total = total
         if self._first is None:
@@ -92,5 +94,9 @@ def display(title: str, total: int) -> Iterator[Display]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    begin = time.monotonic()
     with Progress(*columns, console=stderr, transient=True) as bar:
-        yield Display(title, total, bar)
+        show = Display(title, total, bar)
+        yield show
+    seconds = time.monotonic() - begin
+    stderr.print(f"{title:<22} {int(seconds // 60)}:{int(seconds % 60):02d}  {show.facts}".rstrip(), style="dim")

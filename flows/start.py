@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from components.files import MANIFEST
 from components.tracking import promotion, registry
 from components.tracking.registry import content_digest
 from components.tracking.store import Store, is_empty, open_store
 from flows import stages
+from flows.console import stderr
 from flows.engine import connected, prefect_server
 from flows.job import Job, load_job
 from flows.outcome import GatesRefused, Outcome
@@ -36,6 +38,21 @@ def customize(name: str, profile: str, overrides: Sequence[str] = (), *, anew: b
 
         with connected(server):
             return Outcome(**flow(name, profile, list(overrides)))
+
+
+def fetch_data(root: Path, name: str) -> None:
+    """Bring the data of a concept that data.dvc records and that is not here yet, as in a fresh clone.
+
+    Raises:
+        InvalidInput: the remote does not give it.
+    """
+    if (root / "data" / "concepts" / name).exists() or not (root / "data.dvc").is_file():
+        return
+    from components.concepts import versions
+
+    if name in versions.per_concept_digests(root):
+        stderr.print(f"fetching the data of {name} (dvc pull) ...", style="dim")
+        versions.pull(root, name)
 
 
 def unchanged(job: Job) -> Outcome | None:

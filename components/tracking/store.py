@@ -126,7 +126,15 @@ def open_store(root: Path) -> Store:
                 _create(database, artifacts)
             if (home := _home(database)) != artifacts:
                 _relocate(database, home, artifacts)
-    return Store(root, f"sqlite:///{database}", artifacts)
+    return Store(root, _uri(database), artifacts)
+
+
+def _uri(database: Path) -> str:
+    if not set(str(database)) & set("%?#"):
+        return f"sqlite:///{database}"
+    from sqlalchemy import URL  # escapes as its version parses
+
+    return URL.create("sqlite", database=str(database)).render_as_string(hide_password=False)
 
 
 def _create(database: Path, artifacts: Path) -> None:
@@ -139,7 +147,7 @@ def _create(database: Path, artifacts: Path) -> None:
     level = alembic.level
     alembic.setLevel(logging.WARNING)
     try:
-        store = SqlAlchemyStore(f"sqlite:///{temporary}", str(artifacts))
+        store = SqlAlchemyStore(_uri(temporary), str(artifacts))
         store.engine.dispose()
     finally:
         alembic.setLevel(level)

@@ -1,4 +1,7 @@
-"""A whole small project: untrained micro models, one concept under DVC, a profile of a few steps."""
+"""A whole small project: untrained micro models, one concept under DVC, a profile of a few steps.
+
+One project is customized once, in a process of its own; the tests work on copies of it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +111,7 @@ def build(root: Path, family: Path) -> None:
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished `purecc`."""
+    """What a `purecc` left."""
 
     code: int
     stdout: str
@@ -121,7 +124,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class MicroProject:
-    """A project folder and its command line, run in a process of its own."""
+    """A project folder and its command line."""
 
     root: Path
 
@@ -140,7 +143,21 @@ class MicroProject:
             text=True,
         )
 
-    def purecc(self, *arguments: str, timeout: float = 240, **more: str) -> Finished:
+    def purecc(self, *arguments: str) -> Finished:
+        """Run a command in this process, against `prefect_api`: the heavy imports are paid once."""
+        from typer.testing import CliRunner
+
+        from flows.cli import app
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PURECC_HOME", str(self.root))
+            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            patch.chdir(self.root)
+            result = CliRunner().invoke(app, list(arguments))
+        return Finished(result.exit_code, result.stdout, result.stderr)
+
+    def process(self, *arguments: str, timeout: float = 480, **more: str) -> Finished:
+        """Run a command in a process of its own, with an embedded Prefect server of its own."""
         process = self.start(*arguments, **more)
         try:
             out, err = process.communicate(timeout=timeout)
@@ -184,14 +201,44 @@ def micro_template(session_folder: Path, micro_family: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def open_project() -> Callable[[Path], MicroProject]:
-    """The command line of the project in a folder."""
-    return MicroProject
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Prefect server for all commands that run in this process."""
+    from flows.engine import EmbeddedServer, connected
+
+    root = tmp_path_factory.mktemp("prefect")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(root / "home"))
+        patch.delenv("PREFECT_API_URL", raising=False)
+        server = EmbeddedServer(root)
+        try:
+            server.start()
+            with connected(server):
+                yield
+        finally:
+            server.stop()
+
+
+@pytest.fixture(scope="session")
+def customized_template(session_folder: Path, micro_template: Path) -> tuple[Path, dict[str, Any]]:
+    """A project whose concept was customized once, and what the command said."""
+    folder = session_folder / "customized-project"
+    with FileLock(session_folder / "customized-project.lock"):
+        if not folder.exists():
+            partial = session_folder / "customized-project.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(micro_template, partial, symlinks=True)
+            project = MicroProject(partial)
+            done = project.process("customize", "spotted_star", "--profile", "micro", "--json")
+            assert done.code == 0, done.stderr
+            assert project.servers() == []
+            partial.rename(folder)
+            (session_folder / "customized-project.json").write_text(done.stdout)
+    return folder, json.loads((session_folder / "customized-project.json").read_text())
 
 
 @pytest.fixture
-def micro_project(micro_template: Path, tmp_path: Path) -> MicroProject:
-    """A project of one's own, never customized yet."""
+def customized(customized_template: tuple[Path, dict[str, Any]], tmp_path: Path) -> MicroProject:
+    """A copy of that project: it was moved, too."""
     root = tmp_path / "project"
-    shutil.copytree(micro_template, root, symlinks=True)
+    shutil.copytree(customized_template[0], root, symlinks=True)
     return MicroProject(root)

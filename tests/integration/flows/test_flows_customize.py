@@ -1,50 +1,25 @@
-"""`purecc customize` in processes of its own, on untrained micro models: the real components, all of them."""
+"""`purecc customize` and what follows it, on untrained micro models: the real components, all of them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import sqlite3
-import time
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from filelock import FileLock
+from PIL import Image
 
 from components.files import verify_manifest
 from components.tracking import promotion, registry
 from components.tracking.store import open_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 NAME = ("customize", "spotted_star", "--profile", "micro")
-
-
-@pytest.fixture(scope="module")
-def customized_template(session_folder: Path, micro_template: Path, open_project: Any) -> tuple[Path, dict[str, Any]]:
-    """A project whose concept was customized once, and what the command said."""
-    folder = session_folder / "customized-project"
-    with FileLock(session_folder / "customized-project.lock"):
-        if not folder.exists():
-            partial = session_folder / "customized-project.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(micro_template, partial, symlinks=True)
-            project = open_project(partial)
-            done = project.purecc(*NAME, "--json")
-            assert done.code == 0, done.stderr
-            (partial / "said.json").write_text(done.stdout)
-            assert project.servers() == []
-            partial.rename(folder)
-    return folder, json.loads((folder / "said.json").read_text())
-
-
-@pytest.fixture
-def customized(customized_template: tuple[Path, dict[str, Any]], tmp_path: Path, open_project: Any) -> Any:
-    """A copy of that project: it was moved, too."""
-    root = tmp_path / "project"
-    shutil.copytree(customized_template[0], root, symlinks=True)
-    (root / "said.json").unlink()
-    return open_project(root)
 
 
 def adapter(project: Any) -> Path:
@@ -107,11 +82,25 @@ def test_the_first_run_makes_a_champion_with_all_its_evidence(
 
 
 def test_unchanged_work_is_not_done_again_and_the_reason_is_said(customized: Any) -> None:
-    done = customized.purecc(*NAME, "--json")
-    assert done.code == 0, done.stderr
-    assert (done.json["status"], done.json["version"]) == ("unchanged", 1)
-    assert "data, base, profile and method are those of version 1" in done.json["reason"]
-    assert not (customized.root / ".purecc" / "logs" / "prefect.log").stat().st_mtime > time.time() - 5
+    code = (
+        "import sys, atexit\n"
+        "heavy = ('torch', 'prefect', 'great_expectations', 'diffusers')\n"
+        "atexit.register(lambda: print([name for name in heavy if name in sys.modules], file=sys.stderr))\n"
+        "from flows.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *NAME, "--json"],
+        cwd=customized.root,
+        env=customized.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["status"], said["version"]) == ("unchanged", 1)
+    assert "data, base, profile and method are those of version 1" in said["reason"]
+    assert done.stderr.splitlines()[-1] == "[]"  # it was decided without any of them
 
 
 def test_an_altered_result_is_found_and_only_that_is_done_again(customized: Any) -> None:
@@ -197,8 +186,64 @@ def test_data_that_does_not_match_its_version_is_refused(customized: Any) -> Non
     assert "data.dvc" in json.dumps(done.json["error"])
 
 
-def test_a_plain_lora_has_no_extractor(micro_project: Any) -> None:
-    done = micro_project.purecc(*NAME, "--set", "learning.method=lora", "--json")
+def test_data_that_is_not_here_yet_is_fetched(customized: Any) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "push", "-q"], cwd=customized.root, check=True)
+    shutil.rmtree(customized.root / "data")
+    shutil.rmtree(customized.root / ".dvc" / "cache")
+    done = customized.purecc(*NAME, "--json")
     assert done.code == 0, done.stderr
-    made = {path.name for path in (micro_project.root / ".purecc" / "artifacts").iterdir()}
-    assert made == {"validation", "pure-learning", "evaluation"}
+    assert (done.json["status"], done.json["version"]) == ("unchanged", 1)
+    assert customized.purecc("customize", "nothing", "--profile", "micro").code == 2
+
+
+def test_a_plain_lora_has_no_extractor(customized: Any) -> None:
+    shutil.rmtree(customized.root / ".purecc" / "artifacts" / "extractor")
+    done = customized.purecc(*NAME, "--set", "learning.method=lora", "--json")
+    assert done.code == 0, done.stderr
+    assert (done.json["status"], done.json["version"]) == ("promoted", 2)
+    assert not (customized.root / ".purecc" / "artifacts" / "extractor").exists()
+
+
+def test_an_error_in_a_stage_is_the_commands_error_and_changes_nothing(customized: Any) -> None:
+    (customized.root / "infra" / "models" / "clip" / "model.safetensors").unlink()
+    done = customized.purecc(*NAME, "--json")
+    assert done.code == 1
+    assert "clip" in json.dumps(done.json["error"])
+    assert "Traceback" not in done.stderr
+    assert registry.aliases(open_store(customized.root), "spotted_star") == {"champion": 1}
+
+
+def test_concepts_are_added_imported_shown_and_judged(customized: Any, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(10 + number).integers(0, 256, (70, 64, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number}.png")
+    files = [str(file) for file in sorted(photos.iterdir())]
+    settings = ("--profile", "micro", "--json")
+    added = customized.purecc("concepts", "add", "my_star", *files, "--class-word", "star", *settings)
+    assert added.code == 0, added.stderr
+    assert (added.json["name"], added.json["references"]) == ("my_star", 3)
+    imported = customized.purecc(
+        "concepts", "import", str(photos), "--class-word", "circle", "--name", "ball", *settings
+    )
+    assert imported.code == 0, imported.stderr
+    listed = customized.purecc("concepts", "list", "--json").json
+    assert [concept["name"] for concept in listed] == ["ball", "my_star", "spotted_star"]
+    assert set(listed[0]) == {"name", "kind", "class_word", "references", "fingerprint"}
+    assert customized.purecc("concepts", "show", "ball", "--json").json["images"][0]["target"] == "[V] circle"
+    assert customized.purecc("concepts", "validate", "ball", *settings).json["success"] is True
+
+    (customized.root / "data" / "concepts" / "ball" / "01.png").write_bytes(b"no image")
+    judged = customized.purecc("concepts", "validate", "ball", *settings)
+    assert (judged.code, judged.json["success"]) == (1, False)
+    assert judged.json["errors"][0]["file"].endswith("01.png")
+
+    unknown = customized.purecc("concepts", "add", "dog", *files, "--class-word", "dog", *settings)
+    assert unknown.code == 1
+    assert "dog" in unknown.json["error"]["message"]
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    refused = customized.purecc("concepts", "add", "dud", files[0], str(broken), "--class-word", "star", *settings)
+    assert refused.code == 1
+    assert not list((customized.root / "data" / "concepts").glob("*du*"))

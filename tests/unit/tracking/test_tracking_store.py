@@ -61,7 +61,7 @@ def test_first_touch_by_several_processes_at_once_gives_one_sound_store(tmp_path
         subprocess.Popen([sys.executable, "-c", code, str(root), f"run {number}"], env=environment)
         for number in range(3)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert [process.wait(timeout=600) for process in processes] == [0, 0, 0]
     store = open_store(root)
     found = store.client.search_runs([store.experiment("star")])
     assert sorted(run.info.run_name for run in found) == ["run 0", "run 1", "run 2"]
