@@ -31,7 +31,9 @@ def test_a_family_is_made_measured_and_described(tmp_path: Path) -> None:
     assert set(quality) == {"single object", "named look", "short", "class word", "named style"}
     assert set(quality["single object"]) == {"background", "shape", "position", "colour", "all"}
     card = (base / "README.md").read_text()
-    assert "samples.png" in card and "curves.png" in card and (base / "curves.png").stat().st_size > 1000
+    assert "samples.png" in card
+    assert "curves.png" in card
+    assert (base / "curves.png").stat().st_size > 1000
     assert StableDiffusion3Pipeline.from_pretrained(base).transformer.dtype == torch.float32
 
 
