@@ -8,7 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+# Times say nothing on a machine that is busy with other work
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 MakeConcept = Callable[..., Path]
 
