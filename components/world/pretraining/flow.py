@@ -37,7 +37,7 @@ class FlowSettings:
 
     Attributes:
         pool: scenes that are encoded once.
-        object_weight: of the loss where an object is, 1 elsewhere.
+        object_weight: of the loss on and around an object (its outline tells the shape), 1 elsewhere.
         alignment_weight: of the mask head's loss.
         long_text: share of steps with 256 rows of T5 context, which is the pipeline's default length.
     """
@@ -142,7 +142,8 @@ class FlowObjective(Objective):
             return_dict=False,
         )[0].float()
         squared = (velocity - (x_1 - x_0)).square()
-        weight = 1 + (self._settings.object_weight - 1) * nn.functional.avg_pool2d(mask, 2)
+        near = nn.functional.max_pool2d(nn.functional.avg_pool2d(mask, 2), 5, 1, 2)
+        weight = 1 + (self._settings.object_weight - 1) * near
         weighted = (weight * squared).mean() / weight.mean()
         tokens = self.mask_head(self._tokens.pop()).float()
         truth = nn.functional.pixel_unshuffle(mask, 4).flatten(2).transpose(1, 2)

@@ -229,11 +229,11 @@ class ClipObjective(Judge):
 
 
 class SegmenterObjective(Judge):
-    """A SegFormer that labels each pixel with the shape it belongs to, or with the background."""
+    """A SegFormer that labels each pixel with `object` or with the background that it shows."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names = ["background", *SHAPES]
+        self.names = [*BACKGROUNDS, "object"]
         self.model = SegformerForSemanticSegmentation(
             SegformerConfig(
                 depths=[1, 1, 2, 1],
@@ -254,22 +254,21 @@ class SegmenterObjective(Judge):
         mix = SceneMix(two_objects=0.4, no_object=0.03, named_look=0.4, unnamed_look=0.2, unnamed_style=0.1)
         scenes = [random_scene(rng, mix) for _ in range(size)]
         drawn = render(scenes)
-        labels = torch.zeros(size, *drawn.images_BCHW.shape[2:], dtype=torch.long)
-        for index, scene in enumerate(scenes):
-            for number, item in enumerate(scene.objects):
-                labels[index][drawn.masks_BNHW[index, number] > 0.5] = self.names.index(item.shape)
+        grounds = torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes])
+        covered = drawn.masks_BNHW.sum(1) > 0.5
+        labels = torch.where(covered, len(BACKGROUNDS), grounds.view(-1, 1, 1))
         return {"images": _worn(drawn.images_BCHW, rng), "labels": labels}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         logits = self.model(pixel_values=batch["images"]).logits.float()
         logits = nn.functional.interpolate(logits, size=batch["labels"].shape[-2:], mode="bilinear")
         chosen, labels = logits.argmax(1), batch["labels"]
-        inside, found = labels > 0, chosen > 0
+        inside, found = (values == len(BACKGROUNDS) for values in (labels, chosen))
         iou = (inside & found).sum() / (inside | found).sum().clamp(min=1)
         return {
             "loss": nn.functional.cross_entropy(logits, labels),
             "iou": iou.detach(),
-            "shape": (chosen == labels)[inside].float().mean().detach(),
+            "background": (chosen == labels)[~inside].float().mean().detach(),
         }
 
     def save(self, folder: Path) -> None:

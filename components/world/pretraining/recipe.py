@@ -40,8 +40,8 @@ RECIPES = {
         size=FAMILY_SIZES["tiny"],
         autoencoder=LoopSettings(steps=800, batch_size=32, learning_rate=2e-3, warmup_steps=30),
         flow=LoopSettings(
-            steps=1500,
-            batch_size=64,
+            steps=1600,
+            batch_size=32,
             learning_rate=1.5e-3,
             warmup_steps=100,
             muon=MUON_PARAMETERS,
