@@ -127,7 +127,7 @@ def read(folder: Path) -> AdapterFiles:
 
 
 def _order_metadata(file: Path) -> None:
-    """Sort the metadata of a safetensors file: the library writes it in random order, equal adapters are equal bytes."""
+    """Sort a safetensors file's metadata, which the library writes in random order: equal adapters, equal bytes."""
     content = file.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])

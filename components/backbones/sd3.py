@@ -5,6 +5,7 @@ Shape suffixes as in `components.backbones.interface`; N transformer blocks, R r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class SD3Backbone(Backbone):
 
         Raises:
             InvalidInput: the folder or hub id does not exist, a file is missing or corrupt, the placeholder is not one
-                token, or a CLIP encoder would pool at the wrong token.
+                token. The text encoders are checked when they are loaded.
         """
         backbone = cls(base_folder.resolve(settings), settings)
         if "text" in parts:
@@ -121,7 +122,7 @@ class SD3Backbone(Backbone):
     def encode_text(self, prompts: Sequence[str]) -> TextEncoding:
         encode = self._text_encoders()
         batches = [prompts[start : start + _TEXT_BATCH] for start in range(0, len(prompts), _TEXT_BATCH)]
-        return TextEncoding.cat([encode(self.tokenizer, batch) for batch in batches])
+        return TextEncoding.cat([encode(batch) for batch in batches])
 
     @torch.no_grad()
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
@@ -138,7 +139,9 @@ class SD3Backbone(Backbone):
     def _text_encoders(self) -> TextEncoders:
         if self._text is None:
             width = int(self.transformer.config.joint_attention_dim)
-            self._text = TextEncoders(self.folder, device=self._device, dtype=self._dtype, context_width=width)
+            self._text = TextEncoders(
+                self.folder, self.tokenizer, device=self._device, dtype=self._dtype, context_width=width
+            )
         return self._text
 
     def _autoencoder(self) -> Any:
@@ -334,4 +337,6 @@ def _device(settings: BaseSettings) -> torch.device:
     available = torch.cuda.is_available()
     if settings.device == "cuda" and not available:
         raise InvalidInput("no CUDA device", field="base.device", mend="set base.device to auto or cpu")
-    return torch.device("cpu" if settings.device == "cpu" or not available else "cuda")
+    if settings.device == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # set by the launchers, one process per GPU

@@ -25,7 +25,7 @@ from components.learning.flow_matching import FlowSample, interpolate, sample_ti
 from components.learning.history import History
 from components.learning.moving_average import MovingAverage
 from components.learning.randomness import draw_references, generator
-from components.learning.tracker import Tracker
+from components.learning.tracker import NullTracker, Tracker
 from components.settings import LearningSettings
 
 logger = logging.getLogger(__name__)
@@ -120,8 +120,12 @@ class _Loop:
         self.optimizer = self.accelerator.prepare(self.adam)
         self.average = MovingAverage(self.parameters, training.settings.ema_decay)
         self.checkpoints = Checkpoints(work_dir / "checkpoints", training.key)
-        self.step = self._resume()
-        self.history = History(work_dir / "history.jsonl", tracker, steps_kept=self.step)
+        with self.accelerator.main_process_first():
+            self.step = self._resume()
+        self.main = self.accelerator.is_main_process
+        rank = self.accelerator.process_index
+        records, sink = (work_dir, tracker) if self.main else (work_dir / "ranks" / str(rank), NullTracker())
+        self.history = History(records / "history.jsonl", sink, steps_kept=self.step)
 
     def run(self) -> None:
         settings, last = self.training.settings, self.training.steps
@@ -134,7 +138,7 @@ class _Loop:
                 snapshot = self.step in settings.snapshot_steps
                 if keep or look or snapshot or self.history.due:
                     self._flush()  # before anything is kept: it finds what is not finite
-                if self.accelerator.is_main_process:
+                if self.main:
                     with self.average.applied():
                         if snapshot:
                             self.training.save(self.work_dir / "snapshots" / str(self.step))
@@ -146,7 +150,7 @@ class _Loop:
             for parameter in self.parameters.values():
                 parameter.requires_grad_(False)
                 parameter.grad = None
-        if self.accelerator.is_main_process:
+        if self.main:
             with self.average.applied():
                 self.training.save(self.work_dir / "adapter")
         self.accelerator.wait_for_everyone()

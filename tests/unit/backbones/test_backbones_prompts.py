@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from transformers import T5Tokenizer
 
+from components.backbones.concept_embeddings import embedding_index
 from components.backbones.prompts import PromptTokenizer
 from components.backbones.sd3 import SD3Backbone
 from components.errors import InvalidInput
@@ -78,3 +80,17 @@ def test_without_t5_a_mention_has_one_row(tokenizer: PromptTokenizer) -> None:
     two = PromptTokenizer(tokenizer.clip, tokenizer.clip_2, None, placeholder="sks", max_sequence_length=20)
     tokens = two(["a [V] star"])
     assert (two.rows_per_mention, tokens.t5_BM, tokens.concept_rows) == (1, None, ({"": (2,)},))
+
+
+def test_a_placeholder_of_several_t5_tokens(tokenizer: PromptTokenizer) -> None:
+    """As in the real T5, where a rare word is several pieces: R = 1 + their number, in order within each mention."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0), ("▁sk", -1.0), ("s", -1.0), (",", -1.0)]
+    pieces += [(f"▁{word}", -2.0) for word in ("a", "star", "and", "ring")]
+    t5 = T5Tokenizer(vocab=pieces, extra_ids=0)
+    several = PromptTokenizer(tokenizer.clip, tokenizer.clip_2, t5, placeholder="sks", max_sequence_length=12)
+    assert several.rows_per_mention == 3
+    rows = several(["a [V] star and a [V], ring"]).concept_rows[0][""]
+    n = several.clip_length
+    # T5: a | sk s | star | and | a | sk s | , | ring
+    assert rows == (2, 6, n + 1, n + 2, n + 6, n + 7)
+    assert [embedding_index(position, len(rows), 3) for position in range(6)] == [0, 0, 1, 2, 1, 2]
