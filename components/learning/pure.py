@@ -1,6 +1,6 @@
 """Stage 2: pure learning of theta2 under the frozen extractor's guidance (METHOD section 4).
 
-Also the plain LoRA baseline, which is the same adapter trained by L_CC alone.
+Also the plain LoRA baseline: LoRA of the same rank on the same modules, trained by L_CC alone.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def train_pure(
 ) -> Path:
     """Train theta2, or go on with a training that was interrupted, and return its adapter folder.
 
-    theta2 has LoRA and layer-wise embeddings. Under `method: purecc` its embeddings start from theta1's (at what the
-    base makes of the placeholder word if theta1 has none); under `method: lora` there is no extractor and the loss is
-    L_CC alone.
+    Under `method: purecc` theta2 has LoRA and layer-wise embeddings, which start from theta1's (at what the base makes
+    of the placeholder word if theta1 has none). Under `method: lora` there is no extractor, the adapter is LoRA alone,
+    the placeholder stays the word that it is, and the loss is L_CC alone (DreamBooth-LoRA).
 
     Args:
         extractor: the adapter folder of stage 1; None under `method: lora`.
@@ -106,7 +106,7 @@ def train_pure(
                 raise InvalidInput(f"the extractor knows another concept than {concept.name!r}", file=extractor)
             theta1 = backbone.parameters(stage1.STAGE)
             initial = theta1["embeddings"]["Y_NRD"].detach() if "embeddings" in theta1 else None
-        if initial is None:
+        if initial is None and extractor is not None:
             initial = initial_embeddings(backbone, encoded, profile.seed)
         seed = derive_seed(profile.seed, STAGE, "lora")
         backbone.create_adapter(STAGE, concept=concept.name, lora=learning.lora, embeddings_NRD=initial, seed=seed)
@@ -127,7 +127,7 @@ def train_pure(
                 shift=backbone.timestep_shift,
                 device=backbone.device,
                 settings=learning,
-                groups=groups(backbone, STAGE, settings, "lora+embeddings"),
+                groups=groups(backbone, STAGE, settings, "lora" if extractor is None else "lora+embeddings"),
                 encoded=encoded,
                 loss=loss,
                 save=finisher(backbone, STAGE, concept, provenance),

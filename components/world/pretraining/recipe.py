@@ -49,10 +49,10 @@ RECIPES = {
             checkpoint_every=100,
         ),
         flow_settings=FlowSettings(),
-        oracle=LoopSettings(steps=650, batch_size=128, learning_rate=2e-3),
+        oracle=LoopSettings(steps=1300, batch_size=128, learning_rate=2e-3),
         dino=LoopSettings(steps=450, batch_size=128, learning_rate=1e-3),
         clip=LoopSettings(steps=500, batch_size=128, learning_rate=1e-3),
-        segmenter=LoopSettings(steps=450, batch_size=48, learning_rate=2e-3),
+        segmenter=LoopSettings(steps=900, batch_size=48, learning_rate=2e-3),
     ),
     "micro": Recipe(
         size=FAMILY_SIZES["micro"],

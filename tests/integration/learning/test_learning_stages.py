@@ -261,6 +261,7 @@ def test_plain_lora_needs_no_extractor(
     folder = train_pure(backbone, concept, profile("learning.method=lora"), None, tmp_path / "lora", NullTracker())
     assert set(read_history(tmp_path / "lora" / "history.jsonl")[0]) == PLAIN_KEYS
     backbone.load_adapter(folder, "lora")
+    assert set(backbone.parameters("lora")) == {"lora"}
     backbone.remove_adapter("lora")
     with pytest.raises(InvalidInput, match="plain LoRA has no extractor"):
         train_pure(backbone, concept, profile("learning.method=lora"), theta1, tmp_path / "x", NullTracker())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.evaluation.frontier import damage_at, frontier, hypervolume
@@ -14,6 +14,7 @@ _COORDINATE = st.integers(0, 20).map(lambda value: value / 20)
 _POINTS = st.lists(st.tuples(_COORDINATE, _COORDINATE), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(_POINTS)
 def test_the_frontier_is_exactly_the_points_that_none_beats(points: list[tuple[float, float]]) -> None:
     unbeaten = {
@@ -25,6 +26,7 @@ def test_the_frontier_is_exactly_the_points_that_none_beats(points: list[tuple[f
     assert frontier(points) == sorted(unbeaten)
 
 
+@settings(deadline=None)
 @given(_POINTS)
 def test_hypervolume_equals_the_count_of_dominated_cells(points: list[tuple[float, float]]) -> None:
     centres = (np.arange(20) + 0.5) / 20
