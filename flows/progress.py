@@ -23,7 +23,7 @@ class StageProgress:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._inner.log_metrics(metrics, step)
-        self._show.advance(step + 1, describe(metrics))
+        self._show.advance(step, describe(metrics))  # a step's number is that of the steps done
 
     def log_image(self, name: str, path: Path) -> None:
         self._inner.log_image(name, path)

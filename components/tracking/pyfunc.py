@@ -28,7 +28,7 @@ _REQUIREMENTS = (
 
 
 def log(concept: str, adapter: Path, base: Mapping[str, Any]) -> str:
-    """Log the model to the active MLflow run and return its URI (`models:/m-...`)."""
+    """Log the model to the active MLflow run and return its id (`m-...`)."""
     import mlflow
 
     requirements = [f"mlflow=={mlflow.__version__}"]
@@ -52,4 +52,4 @@ def log(concept: str, adapter: Path, base: Mapping[str, Any]) -> str:
             )
     finally:
         noisy.setLevel(level)
-    return str(info.model_uri)
+    return str(info.model_id)

@@ -23,7 +23,7 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 PREFIX = "purecc-"
 ADAPTER = "adapter"
 BROKEN = "integrity/broken"
-_TAG_LIMIT = 4900  # characters of a version's tag
+_TAG_LIMIT = 90_000  # characters of a version's tag
 
 
 def model_name(concept: str) -> str:
@@ -180,10 +180,12 @@ def register(
     with store.lock(f"registry-{concept}"):
         found = _whole(store, by_digest(store, concept, digest))
         if found is None:
-            source = _log_model(store, concept, adapter, run_id=run_id, base=base)
+            logged = _log_model(store, concept, adapter, run_id=run_id, base=base)
             _make_registered_model(store, concept)
             limited = {key: value[:_TAG_LIMIT] for key, value in {**tags, "adapter/digest": digest}.items()}
-            created = store.client.create_model_version(model_name(concept), source, run_id, tags=limited)
+            created = store.client.create_model_version(
+                model_name(concept), f"models:/{logged}", run_id, tags=limited, model_id=logged
+            )
             number = int(created.version)
         else:
             number = found.number

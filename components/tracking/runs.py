@@ -40,13 +40,16 @@ class RunTracker:
         self._store, self._replay, self._batch, self._every = store, replay, batch, every
         self._points: list[tuple[str, float, int, int]] = []
         self._last = time.monotonic()
+        self._failing = False
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         if self._replay is not None:
             self._replay_before(step)
         self._add(metrics, step)
-        if len(self._points) >= self._batch or time.monotonic() - self._last >= self._every:
+        if time.monotonic() - self._last >= self._every:
             self.flush()
+        elif len(self._points) >= self._batch and not self._failing:  # a failed call is tried again after `every`
+            self._write(full=True)
 
     def log_image(self, name: str, path: Path) -> None:
         """Store an image file under `images/<name>` of the run."""
@@ -54,13 +57,19 @@ class RunTracker:
 
     def flush(self) -> None:
         """Write what waits; what cannot be written now goes on waiting."""
+        self._write(full=False)
+
+    def _write(self, *, full: bool) -> None:
+        """Write full batches, or everything."""
         from mlflow.entities import Metric
 
         self._last = time.monotonic()
-        while self._points:
+        self._failing = False
+        while len(self._points) >= (self._batch if full else 1):
             part = self._points[: self._batch]
             entities = [Metric(key, value, stamp, step) for key, value, stamp, step in part]
             if not self._attempt(functools.partial(self._store.client.log_batch, self.run_id, metrics=entities)):
+                self._failing, self._last = True, time.monotonic()
                 return
             del self._points[: len(part)]
 

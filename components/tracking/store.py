@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from filelock import FileLock
 
@@ -87,7 +87,7 @@ class Store:
         name = f"purecc/{concept}"
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            location = str(self.artifacts / concept) if self.artifacts else None
+            location = _location(self.artifacts / concept) if self.artifacts else None
             try:
                 return str(self.client.create_experiment(name, artifact_location=location))
             except MlflowException:  # another process was faster
@@ -137,6 +137,11 @@ def _uri(database: Path) -> str:
     return URL.create("sqlite", database=str(database)).render_as_string(hide_password=False)
 
 
+def _location(folder: Path) -> str:
+    """A folder as MLflow takes it: it reads %41 in a plain path as A."""
+    return folder.as_uri() if "%" in str(folder) else str(folder)
+
+
 def _create(database: Path, artifacts: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -147,7 +152,7 @@ def _create(database: Path, artifacts: Path) -> None:
     level = alembic.level
     alembic.setLevel(logging.WARNING)
     try:
-        store = SqlAlchemyStore(_uri(temporary), str(artifacts))
+        store = SqlAlchemyStore(_uri(temporary), _location(artifacts))
         store.engine.dispose()
     finally:
         alembic.setLevel(level)
@@ -165,8 +170,9 @@ def _home(database: Path) -> Path | None:
         row = connection.execute("SELECT artifact_location FROM experiments WHERE experiment_id = 0").fetchone()
     finally:
         connection.close()
-    home = Path(str(row[0]).removeprefix("file://")).parent if row else None
-    return home if home is not None and home.parts[-2:] == ("mlruns", "artifacts") else None
+    location = str(row[0]) if row else ""
+    home = Path(unquote(location.removeprefix("file://")) if location.startswith("file://") else location).parent
+    return home if home.parts[-2:] == ("mlruns", "artifacts") else None
 
 
 def _relocate(database: Path, old: Path | None, new: Path) -> None:
@@ -176,9 +182,9 @@ def _relocate(database: Path, old: Path | None, new: Path) -> None:
             if old is not None:
                 logger.info("the project moved: artifact paths of the tracking store change from %s to %s", old, new)
                 for table, column in _LOCATIONS:
-                    _replace_prefix(connection, table, column, f"{old}/", f"{new}/")
-                    _replace_prefix(connection, table, column, f"file://{old}/", f"{new}/")
-            location = str(new / "0")
+                    for prefix in (str(old), old.as_uri()):
+                        _replace_prefix(connection, table, column, f"{prefix}/", f"{_location(new)}/")
+            location = _location(new / "0")
             connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0", (location,))
     finally:
         connection.close()

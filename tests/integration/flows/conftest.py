@@ -156,7 +156,7 @@ class MicroProject:
             result = CliRunner().invoke(app, list(arguments))
         return Finished(result.exit_code, result.stdout, result.stderr)
 
-    def process(self, *arguments: str, timeout: float = 480, **more: str) -> Finished:
+    def process(self, *arguments: str, timeout: float = 1500, **more: str) -> Finished:
         """Run a command in a process of its own, with an embedded Prefect server of its own."""
         process = self.start(*arguments, **more)
         try:

@@ -63,7 +63,7 @@ def test_the_first_run_makes_a_champion_with_all_its_evidence(
         assert by_name[name].data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert by_name[name].info.status == "FINISHED"
     points = store.client.get_metric_history(by_name["pure-learning"].info.run_id, "lambda_star/mean")
-    assert sorted(point.step for point in points) == list(range(6))
+    assert sorted(point.step for point in points) == [1, 2, 3, 4, 5, 6]
     assert parent.data.metrics["fidelity/clip_i"] == said["metrics"]["fidelity/clip_i"]
     assert parent.data.params["learning.lora.rank"] == "2"
     (dataset,) = parent.inputs.dataset_inputs
@@ -166,6 +166,32 @@ def test_the_commands_of_a_consumer(customized: Any, tmp_path: Path) -> None:
         assert drawn.code == 0, drawn.stderr
         pictures[name] = out.read_bytes()
     assert pictures["a"] == pictures["b"] != pictures["original"]
+
+
+def test_the_champion_answers_as_an_mlflow_model_in_another_folder(customized: Any, tmp_path: Path) -> None:
+    code = (
+        "import sys, mlflow\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        "model = mlflow.pyfunc.load_model('models:/purecc-spotted_star@champion')\n"
+        "pictures = model.predict(['a <spotted_star> star on the left', 'a star on the left'])\n"
+        "import components; print(components.__file__, [picture[:4] for picture in pictures], pictures[0] != pictures[1])"
+    )
+    environment = {
+        name: value for name, value in customized.environment().items() if name[:6] not in ("PURECC", "PYTHON")
+    }
+    uri = open_store(customized.root).uri
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, uri],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    where, rest = done.stdout.strip().split(" ", 1)
+    assert rest == "[b'\\x89PNG', b'\\x89PNG'] True"
+    assert Path(where).is_relative_to(customized.root / "mlruns")  # the code that travels with the model
 
 
 def test_tampered_champions_are_reported(customized: Any) -> None:

@@ -24,7 +24,7 @@ def test_without_a_terminal_there_are_lines_with_the_time_left(
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with display("stage 1", 4) as show:
         tracker = StageProgress(NullTracker(), show)
-        for step in range(4):
+        for step in range(1, 5):
             tracker.log_metrics({"loss/total": 1.0}, step)
     captured = capsys.readouterr()
     assert captured.out == ""
