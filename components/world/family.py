@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -63,16 +65,30 @@ FAMILY_SIZES = {
 }
 
 
+def byte_pair_merges(vocabulary: Sequence[str]) -> list[tuple[str, str]]:
+    """Merges that make every word one token: the most frequent pair first, ties by the alphabet.
+
+    The trainer of `tokenizers` breaks ties by hash order, differently in each process: two processes that train one
+    model would read the same word as different tokens.
+    """
+    spelled = [[*word[:-1], f"{word[-1]}</w>"] for word in vocabulary]
+    merges = []
+    while pairs := Counter(pair for symbols in spelled for pair in pairwise(symbols)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for symbols in spelled:
+            index = 0
+            while index < len(symbols) - 1:
+                if (symbols[index], symbols[index + 1]) == best:
+                    symbols[index : index + 2] = ["".join(best)]
+                index += 1
+    return merges
+
+
 def clip_tokenizer(pad_token: str = _END) -> CLIPTokenizer:
     """A byte-pair CLIP tokenizer in which every word of the vocabulary is one token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    trained.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
-    )
-    trained.train_from_iterator(words(), trainer)
-    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+    merges = byte_pair_merges(words())
     entries = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     entries = [*dict.fromkeys(entries), _START, _END]
     return CLIPTokenizer(

@@ -66,7 +66,7 @@ def write_card(
     recipe: Recipe,
     seed: int,
     quality: Mapping[str, Mapping[str, float]],
-    oracle: Mapping[str, float],
+    oracle: Mapping[str, Mapping[str, float]],
     autoencoder: Mapping[str, float],
     images_BCHW: Tensor,
     prompts: Sequence[str],
@@ -116,7 +116,9 @@ The first {shown} of the single-object prompts:
 ![samples](samples.png)
 
 ## The oracle
-On held-out renders, in %: {", ".join(f"{name} {100 * value:.1f}" for name, value in oracle.items())}.
+On held-out renders, in %; a style's tone map can hide an object from anyone:
+
+{_table(oracle)}
 
 ## The autoencoder
 On held-out renders: {", ".join(f"{name} {value:.2f} dB" for name, value in autoencoder.items())}.

@@ -36,7 +36,10 @@ def describe(base: Path, evaluators: Path, *, work: Path, recipe: Recipe, seed: 
         recipe=recipe,
         seed=seed,
         quality=quality,
-        oracle=oracle_quality(oracle, count=4 * recipe.quality_prompts, seed=seed),
+        oracle={
+            name: oracle_quality(oracle, count=4 * recipe.quality_prompts, seed=seed, styled=styled)
+            for name, styled in (("scenes", False), ("scenes in a style", True))
+        },
         autoencoder=autoencoder_quality(
             AutoencoderKL.from_pretrained(base / "vae"), count=recipe.quality_prompts, seed=seed
         ),

@@ -136,17 +136,22 @@ def base_quality(
     return result, shown, texts
 
 
-def oracle_quality(oracle: Oracle, *, count: int, seed: int) -> dict[str, float]:
-    """Accuracy of each attribute on held-out renders that have an answer, and the masks' IoU."""
+def oracle_quality(oracle: Oracle, *, count: int, seed: int, styled: bool = False) -> dict[str, float]:
+    """Accuracy of each attribute on held-out renders that have an answer, and the masks' IoU.
+
+    Args:
+        styled: over scenes in a style, whose tone map can hide an object; else over scenes as they are.
+    """
     rng = np.random.default_rng((seed, 17))
-    scenes = [judge_scene(rng) for _ in range(count)]
+    scenes = [scene for scene in (judge_scene(rng) for _ in range(count)) if (scene.style is not None) == styled]
     drawn = render(scenes)
     seen = oracle.predict(drawn.images_BCHW)
     truths = [truth(scene) for scene in scenes]
     result = {}
     for name, words in seen.items():
         known = [(word, item[name]) for word, item in zip(words, truths, strict=True) if item[name] is not None]
-        result[name] = float(np.mean([word == expected for word, expected in known]))
+        if known:
+            result[name] = float(np.mean([word == expected for word, expected in known]))
     masks = torch.cat([oracle.object_mask(part) for part in drawn.images_BCHW.split(128)]) > 0.5
     true = drawn.masks_BNHW.sum(1) > 0.5
     result["mask_iou"] = float((masks & true).sum() / (masks | true).sum())

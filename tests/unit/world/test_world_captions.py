@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -36,6 +39,15 @@ def test_tokenizers_read_back_what_they_read() -> None:
     assert (
         clip_tokenizer().decode(clip_tokenizer()(text).input_ids, skip_special_tokens=True).replace(" ,", ",") == text
     )
+
+
+def test_the_vocabulary_is_the_same_in_every_process() -> None:
+    program = "from components.world.family import clip_tokenizer as t; print(sorted(t().get_vocab().items()))"
+    seen = {
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    assert seen == {f"{sorted(clip_tokenizer().get_vocab().items())}\n"}
 
 
 def test_captions_use_known_words_only_and_are_never_cut() -> None:
