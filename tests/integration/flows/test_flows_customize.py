@@ -174,7 +174,8 @@ def test_the_champion_answers_as_an_mlflow_model_in_another_folder(customized: A
         "mlflow.set_tracking_uri(sys.argv[1])\n"
         "model = mlflow.pyfunc.load_model('models:/purecc-spotted_star@champion')\n"
         "pictures = model.predict(['a <spotted_star> star on the left', 'a star on the left'])\n"
-        "import components; print(components.__file__, [picture[:4] for picture in pictures], pictures[0] != pictures[1])"
+        "import components\n"
+        "print(components.__file__, [picture[:4] for picture in pictures], pictures[0] != pictures[1])"
     )
     environment = {
         name: value for name, value in customized.environment().items() if name[:6] not in ("PURECC", "PYTHON")
