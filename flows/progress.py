@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from components.learning.tracker import Tracker
 from flows.console import stderr
@@ -23,7 +23,8 @@ class StageProgress:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self._inner.log_metrics(metrics, step)
-        self._show.advance(step, describe(metrics))  # a step's number is that of the steps done
+        self._show.summary = describe(metrics)
+        self._show.advance(step, self._show.summary)  # a step's number is that of the steps done
 
     def log_image(self, name: str, path: Path) -> None:
         self._inner.log_image(name, path)
@@ -54,17 +55,16 @@ class Display:
         self._task = bar.add_task(title, total=total, facts="") if bar else None
         self._begin = self._last = time.monotonic()
         self._first: int | None = None
-        self.facts = ""
+        self.summary = ""  # what the line that stays says
 
     def advance(self, done: int, facts: str = "", total: int | None = None) -> None:
         """Show that `done` steps of the total are behind us."""
-        self.facts = facts
         if total is not None:
             self._total = total
         if self._first is None:
             self._first, self._begin = done, time.monotonic()
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=self._total, facts=facts)
+            self._bar.update(self._task, completed=done, total=self._total, facts=_shortened(facts))
             return
         now = time.monotonic()
         if now - self._last >= _LINE_SECONDS or done == self._total:
@@ -79,6 +79,14 @@ class Display:
         return f"about {int(seconds // 60)}:{int(seconds % 60):02d} left"
 
 
+def _shortened(facts: str) -> str:
+    """What leaves room for the time in a narrow terminal: the spread goes first."""
+    room = max(24, stderr.width - 52)
+    if len(facts) > room:
+        facts = facts.split(" [")[0]
+    return facts if len(facts) <= room else f"{facts[: room - 1]}…"
+
+
 @contextlib.contextmanager
 def display(title: str, total: int) -> Iterator[Display]:
     """The progress of one stage; the bar goes when the stage ends."""
@@ -88,10 +96,9 @@ def display(title: str, total: int) -> Iterator[Display]:
         return
     columns = (
         TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[facts]}"),
-        TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     begin = time.monotonic()
@@ -99,4 +106,4 @@ def display(title: str, total: int) -> Iterator[Display]:
         show = Display(title, total, bar)
         yield show
     seconds = time.monotonic() - begin
-    stderr.print(f"{title:<22} {int(seconds // 60)}:{int(seconds % 60):02d}  {show.facts}".rstrip(), style="dim")
+    stderr.print(f"{title:<22} {int(seconds // 60)}:{int(seconds % 60):02d}  {show.summary}".rstrip(), style="dim")
