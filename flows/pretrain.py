@@ -20,13 +20,14 @@ import typer
 from components.settings import project_root
 from flows.engine import connected, prefect_server, prepare_environment
 
-prepare_environment(project_root())  # before prefect reads its settings
+if __name__ == "__main__":
+    prepare_environment(project_root())  # before prefect reads its settings
 
-from prefect import flow, task  # noqa: E402
+from prefect import flow, task
 
-from components.world.pretraining.describe import describe  # noqa: E402
-from components.world.pretraining.recipe import RECIPES  # noqa: E402
-from components.world.pretraining.stages import PARTS, assemble  # noqa: E402
+from components.world.pretraining.describe import describe
+from components.world.pretraining.recipe import RECIPES
+from components.world.pretraining.stages import PARTS, assemble
 
 
 @task(task_run_name="train-{part}")

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from components.files import atomic_file
+from components.learning.loop import accelerator_for
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,8 @@ def train(objective: Objective, settings: LoopSettings, *, folder: Path, seed: i
 
     Writes `folder/checkpoint.safetensors` and `folder/history.jsonl`.
     """
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    accelerator = accelerator_for(device, settings.mixed_precision)
     objective.to(accelerator.device).train()
     trained = {name: value for name, value in objective.named_parameters() if value.requires_grad}
     optimizers = _optimizers(objective, settings)

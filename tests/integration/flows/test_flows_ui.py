@@ -45,6 +45,7 @@ def test_both_pages_answer_and_ctrl_c_leaves_no_process(project: Path) -> None:
         cwd=project,
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     family: list[psutil.Process] = []
     try:
