@@ -101,6 +101,7 @@ A small text-to-image flow model in the layout of Stable Diffusion 3.5, trained 
 
 ```python
 from diffusers import StableDiffusion3Pipeline
+
 pipeline = StableDiffusion3Pipeline.from_pretrained("infra/models/tiny")
 pipeline("a red star on the left, snow background", guidance_scale={GUIDANCE_SCALE}, max_sequence_length=20).images[0]
 ```
