@@ -96,10 +96,12 @@ def check_expectations(oracle: Oracle, prompts: Sequence[Prompt]) -> None:
         for attribute, label in prompt.expect.items():
             known = oracle.labels.get(attribute, ())
             if label not in known:
+                choice = f"known labels: {', '.join(known)}" if known else f"attributes: {', '.join(oracle.labels)}"
                 raise InvalidInput(
                     f"{prompt.base!r} expects {attribute} {label!r}, which the oracle does not know",
                     field=f"categories.{prompt.category}",
-                    mend=f"known labels: {', '.join(known)}" if known else f"attributes: {', '.join(oracle.labels)}",
+                    mend=f"{choice}; or take prompts that expect nothing: "
+                    "--set evaluation.prompts=profiles/prompts/subjects.yaml",
                 )
 
 
