@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -100,8 +99,3 @@ class Oracle(nn.Module, PyTorchModelHubMixin):
     def object_mask(self, images_BCHW: Tensor) -> Tensor:
         """Probability (B, H, W) that a pixel shows an object."""
         return self(images_BCHW)[1].float().sigmoid()
-
-
-def oracle_config() -> dict[str, Any]:
-    """Keyword arguments of a new oracle."""
-    return {"labels": attribute_labels()}

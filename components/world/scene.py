@@ -77,9 +77,6 @@ class SceneMix:
     unnamed_style: float = 0.04
 
 
-SINGLE_OBJECTS = SceneMix(two_objects=0.0, no_object=0.0, named_style=0.0, unnamed_style=0.0)
-
-
 def random_object(rng: np.random.Generator, mix: SceneMix, position: str) -> SceneObject:
     """An object at a position, the rest of it at random."""
     draw = rng.uniform()

@@ -33,7 +33,7 @@ class LoopSettings:
     Attributes:
         batch_size: samples of one process and step.
         learning_rate: of AdamW, and of Muon (its update scaled to AdamW's root mean square).
-        decay_from: share of the steps after which the rate falls linearly to a tenth... of nothing: to zero.
+        decay_from: share of the steps after which the rate falls linearly to zero.
         muon: names of parameters that hold one of these texts and are matrices are trained by Muon; () for none.
         average_decay: of the exponential moving average of the weights, which is what is kept; None for none.
     """
