@@ -54,7 +54,7 @@ def random_caption(scene: Scene, rng: np.random.Generator, null: float = 0.1) ->
     if kind < null:
         return ""
     kind = (kind - null) / (1 - null)
-    full, short = kind < 0.5, kind > 0.8
+    full, short = kind < 0.5, kind > 0.7
     keep_look = 0.95 if full else 0.7
     crowded = len(scene.objects) > 1 and scene.style is not None
     subjects = [

@@ -38,10 +38,12 @@ RECIPES = {
     # batch sizes are of one process; the shipped family was made with two
     "tiny": Recipe(
         size=FAMILY_SIZES["tiny"],
-        autoencoder=LoopSettings(steps=800, batch_size=32, learning_rate=2e-3, warmup_steps=30),
+        autoencoder=LoopSettings(
+            steps=3000, batch_size=12, learning_rate=2e-3, warmup_steps=60, average_decay=0.998, checkpoint_every=250
+        ),
         flow=LoopSettings(
-            steps=1600,
-            batch_size=32,
+            steps=4000,
+            batch_size=24,
             learning_rate=1.5e-3,
             warmup_steps=100,
             muon=MUON_PARAMETERS,
@@ -49,10 +51,10 @@ RECIPES = {
             checkpoint_every=100,
         ),
         flow_settings=FlowSettings(),
-        oracle=LoopSettings(steps=1300, batch_size=128, learning_rate=2e-3),
-        dino=LoopSettings(steps=450, batch_size=128, learning_rate=1e-3),
-        clip=LoopSettings(steps=500, batch_size=128, learning_rate=1e-3),
-        segmenter=LoopSettings(steps=900, batch_size=48, learning_rate=2e-3),
+        oracle=LoopSettings(steps=2400, batch_size=64, learning_rate=2e-3, average_decay=0.998),
+        dino=LoopSettings(steps=1400, batch_size=64, learning_rate=1.5e-3),
+        clip=LoopSettings(steps=600, batch_size=128, learning_rate=1e-3),
+        segmenter=LoopSettings(steps=1400, batch_size=32, learning_rate=2e-3),
     ),
     "micro": Recipe(
         size=FAMILY_SIZES["micro"],
