@@ -17,7 +17,7 @@ from components.settings import Profile, load_profile, project_root
 from flows.stages import Stage
 
 # Raise the number of a stage when a change of code changes what it makes from the same inputs.
-VERSIONS = {"validation": 1, "extractor": 1, "pure-learning": 1, "evaluation": 1}
+VERSIONS = {"validation": 1, "extractor": 1, "pure-learning": 1, "evaluation": 1, "measurement": 1}
 
 # What a stage's result does not depend on; everything else of the section counts, so that a new setting does too.
 _COURSE = {"checkpoint_every", "preview_every", "snapshot_steps"}
@@ -92,6 +92,18 @@ class Job:
                 },
                 "prompts": sha256_file(self.root / settings.prompts),
                 "evaluators": evaluators,
+            },
+        )
+
+    def measurement(self) -> Stage:
+        """A benchmark's cell: the whole training, with the steps at which its adapter is evaluated."""
+        pure = self.pure(self.extractor().key if self.trains_extractor else None)
+        return self._stage(
+            "measurement",
+            {
+                "training": pure.key,
+                "evaluated": [*self.profile.learning.snapshot_steps, self.profile.learning.pure.steps],
+                "evaluation": self.evaluation("every kept step").key,
             },
         )
 

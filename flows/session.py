@@ -17,17 +17,23 @@ from flows.progress import Display, StageProgress, display
 
 @dataclass(frozen=True)
 class Session:
-    """A job with the store it is tracked in and its parent run."""
+    """A job with the store it is tracked in and its parent run.
+
+    Attributes:
+        experiment: where the runs of its stages go, `purecc/<experiment>`; None: to the concept's.
+    """
 
     job: Job
     store: Store
     run_id: str
+    experiment: str | None = None
 
     @contextlib.contextmanager
     def stage(self, name: str, title: str, total: int, history: Path | None = None) -> Iterator[StageRun]:
         """The child run of a stage, with progress on stderr."""
         tags = {"purecc/stage": name, "purecc/concept": self.job.name}
-        child = runs.run(self.store, self.job.name, name, parent=self.run_id, tags=tags, replay=history)
+        experiment = self.experiment or self.job.name
+        child = runs.run(self.store, experiment, name, parent=self.run_id, tags=tags, replay=history)
         with display(title, total) as show, child as tracker:
             yield StageRun(tracker, StageProgress(tracker, show), show)
 

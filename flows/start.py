@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from components.benchmark.plan import Plan
 from components.files import MANIFEST
+from components.settings import project_root
 from components.tracking import promotion, registry
 from components.tracking.registry import content_digest
 from components.tracking.store import Store, is_empty, open_store
@@ -38,6 +40,20 @@ def customize(name: str, profile: str, overrides: Sequence[str] = (), *, anew: b
 
         with connected(server):
             return Outcome(**flow(name, profile, list(overrides)))
+
+
+def benchmark(title: str, plan: Plan, target: Path, *, workers: int) -> list[dict[str, str]]:
+    """Measure what the table `target` lacks of a benchmark's plan; returns its rows of this plan."""
+    root = project_root()
+    for name in plan.concepts:
+        fetch_data(root, name)
+    with prefect_server(root) as server:
+        from flows.benchmark import benchmark as flow
+        from flows.benchmark import cells_at_once
+
+        with connected(server):
+            flow = flow.with_options(task_runner=cells_at_once(workers))
+            return flow(title, plan.model_dump(mode="json"), str(target.resolve()))
 
 
 def fetch_data(root: Path, name: str) -> None:

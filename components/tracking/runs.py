@@ -160,6 +160,34 @@ def run(
     store.client.set_terminated(tracker.run_id, "FINISHED")
 
 
+def resume(store: Store, experiment: str, name: str, tags: Mapping[str, str]) -> str:
+    """The run of the experiment `purecc/<experiment>` with this name and these tags, made if there is none.
+
+    Returns:
+        its id; a run that is made stays RUNNING until `reopened` ends it.
+    """
+    identifier = store.experiment(experiment)
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in {"mlflow.runName": name, **tags}.items())
+    found = store.client.search_runs([identifier], filter_string=wanted, max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    return str(store.client.create_run(identifier, run_name=name, tags=dict(tags)).info.run_id)
+
+
+@contextlib.contextmanager
+def reopened(store: Store, run_id: str) -> Iterator[None]:
+    """Inside, the run is RUNNING; then FINISHED, FAILED on an error, KILLED on an interrupt."""
+    store.client.update_run(run_id, status="RUNNING")
+    status = "FINISHED"
+    try:
+        yield
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        raise
+    finally:
+        store.client.set_terminated(run_id, status)
+
+
 def log_parameters(store: Store, run_id: str, settings: Mapping[str, Any]) -> None:
     """Log nested settings as flat parameters, in one call per hundred."""
     from mlflow.entities import Param

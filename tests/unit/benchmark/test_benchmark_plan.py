@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components.benchmark import table
+from components.benchmark.plan import Plan, read_plan
+from components.errors import InvalidInput
+
+PLAN = """
+profile: tiny
+concepts: [star, heart]
+seeds: [0, 1]
+steps: [10, 20]
+settings: [learning.batch_size=2]
+variants:
+  lora: [learning.method=lora]
+  purecc:
+  long: {settings: [learning.eta=2], seeds: [1, 2], steps: [50]}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    file = tmp_path / "plan.yaml"
+    file.write_text(PLAN)
+    return read_plan(file)
+
+
+def test_cells_are_all_trainings_of_the_plan(plan: Plan) -> None:
+    found = [(cell.concept, cell.seed, cell.variant) for cell in plan.cells()]
+    per_concept = [(0, "lora"), (0, "purecc"), (1, "lora"), (1, "purecc"), (1, "long"), (2, "long")]
+    assert found == [(concept, *rest) for concept in ("star", "heart") for rest in per_concept]
+
+
+def test_a_variant_overrides_what_all_share_and_the_plan_sets_seed_and_length_last(plan: Plan) -> None:
+    cell = next(cell for cell in plan.cells() if cell.variant == "long")
+    assert cell.overrides == [
+        "learning.batch_size=2",
+        "learning.eta=2",
+        "seed=1",
+        "learning.pure.steps=50",
+        "learning.snapshot_steps=[]",
+    ]
+    first = next(plan.cells())
+    assert first.overrides[-2:] == ["learning.pure.steps=20", "learning.snapshot_steps=[10]"]
+
+
+def test_a_part_of_a_plan_keeps_only_what_is_named(plan: Plan) -> None:
+    part = plan.only(variants=["long", "lora"], concepts=["heart"], seeds=[7])
+    assert [cell.title for cell in part.cells()] == ["lora heart seed 7", "long heart seed 7"]
+
+
+@pytest.mark.parametrize(
+    ("field", "names"), [("--methods", {"variants": ["sgd"]}), ("--concepts", {"concepts": ["x"]})]
+)
+def test_a_name_that_the_plan_lacks_is_an_error_that_lists_the_known_ones(
+    plan: Plan, field: str, names: dict[str, list[str]]
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        plan.only(**names)
+    assert caught.value.field == field
+    assert "star" in str(caught.value.mend) or "purecc" in str(caught.value.mend)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ("steps: [20, 10]", "steps"),
+        ("steps: [10, 10]", "steps"),
+        ("seeds: []", "seeds"),
+        ("variant: {}", "variant"),
+        ("variants: {x: {sets: []}}", "variants.x.sets"),
+    ],
+)
+def test_a_wrong_plan_names_file_and_field(tmp_path: Path, change: str, field: str) -> None:
+    file = tmp_path / "plan.yaml"
+    lines = [line for line in PLAN.strip().splitlines() if not line.startswith(change.partition(":")[0] + ":")]
+    if change.startswith("variants"):
+        lines = [line for line in lines if not line.startswith(" ")]
+    file.write_text("\n".join([*lines, change]))
+    with pytest.raises(InvalidInput) as caught:
+        read_plan(file)
+    assert (caught.value.file, caught.value.field) == (file, field)
+
+
+def test_a_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    head = dict.fromkeys(table.HEAD, "x")
+    rows = [{**head, "status": "measured", "a/b": "1"}, {**head, "status": "failed", "error": 'a "b",\nc'}]
+    file = tmp_path / "deep" / "cells.csv"
+    table.write_rows(rows, file)
+    assert table.read_rows(file) == [rows[0], {**rows[1], "a/b": ""}]
+    assert table.cell_rows(table.read_rows(file), "x") == [rows[0]]
+
+
+def test_a_table_of_another_kind_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "cells.csv"
+    file.write_text("variant,concept\nx,y\n")
+    with pytest.raises(InvalidInput, match="kind"):
+        table.read_rows(file)
