@@ -27,12 +27,14 @@ def benchmark(
     with command(as_json) as output:
         with arguments():
             from components.benchmark.plan import read_plan
-            from components.settings import project_root
+            from components.settings import load_profile, project_root
 
             root = project_root()
             wanted = read_plan(plan).only(
                 variants=_names(methods), concepts=_names(concepts), seeds=[int(seed) for seed in _names(seeds)]
             )
+            for cell in wanted.cells():
+                load_profile(wanted.profile, cell.overrides)
         folder = out or root / "docs" / "benchmarks" / plan.stem
         from flows import start
 

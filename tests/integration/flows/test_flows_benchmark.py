@@ -1,0 +1,82 @@
+"""`purecc benchmark` on untrained micro models: cells, failures, resuming, and that numbers come out the same."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.tracking.store import open_store
+
+pytestmark = pytest.mark.slow
+
+PLAN: dict[str, Any] = {
+    "profile": "micro",
+    "concepts": ["spotted_star"],
+    "seeds": [3],
+    "steps": [1, 2],
+    "variants": {
+        "lora": ["learning.method=lora"],
+        "purecc": [],
+        "diverging": ["learning.extractor.embedding_learning_rate=1.0e+38"],
+    },
+}
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_cells_are_measured_once_tracked_and_a_failed_one_is_a_row(customized: Any) -> None:
+    root = customized.root
+    (root / "plan.yaml").write_text(yaml.safe_dump(PLAN))
+    command = ("benchmark", "--plan", "plan.yaml", "--out", "out", "--workers", "2", "--json")
+    first = customized.process(*command)
+    assert first.code == 1, first.stderr  # a cell failed
+    rows = rows_of(root / "out" / "cells.csv")
+    measured = {(row["variant"], row["step"]): row for row in rows if row["status"] == "measured"}
+    assert set(measured) == {("lora", "1"), ("lora", "2"), ("purecc", "1"), ("purecc", "2")}
+    (failed,) = [row for row in rows if row["status"] == "failed"]
+    assert failed["variant"] == "diverging"
+    assert "not finite" in failed["error"]
+    assert [row["variant"] for row in first.json["failed"]] == ["diverging"]
+
+    store = open_store(root)
+    runs = {run.info.run_name: run for run in store.client.search_runs([store.experiment("benchmark")])}
+    parent = runs["plan"]
+    cells = {name for name, run in runs.items() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    assert {"lora spotted_star seed 3", "purecc spotted_star seed 3", "diverging spotted_star seed 3"} <= cells
+    course = store.client.get_metric_history(runs["lora spotted_star seed 3"].info.run_id, "fidelity/clip_i")
+    assert {point.step: point.value for point in course} == {
+        step: pytest.approx(float(measured["lora", str(step)]["fidelity/clip_i"]), rel=1e-5) for step in (1, 2)
+    }
+
+    PLAN["variants"].pop("diverging")
+    (root / "plan.yaml").write_text(yaml.safe_dump(PLAN))
+    before = (root / "out" / "cells.csv").read_text()
+    again = customized.process(*command)
+    assert (again.code, again.json["rows"]) == (0, 4)
+    assert "2 of 2 cells are measured" in again.stderr
+    assert (root / "out" / "cells.csv").read_text() == before
+
+    # forgotten altogether and measured in one process after the other: the same numbers
+    for kept in ("artifacts", "work", "cache"):
+        (root / ".purecc" / kept).rename(root / f"{kept}-before")
+    anew = customized.process(*command[:3], "--out", "anew", "--methods", "purecc", "--json")
+    assert anew.code == 0, anew.stderr
+    metrics = [
+        {name: value for name, value in row.items() if not name.startswith("cost/")}
+        for row in rows_of(root / "anew" / "cells.csv")
+    ]
+    assert metrics == [{name: measured["purecc", row["step"]][name] for name in row} for row in metrics]
+
+
+def test_a_plan_with_an_unknown_setting_is_refused_before_anything_runs(customized: Any) -> None:
+    (customized.root / "plan.yaml").write_text(yaml.safe_dump({**PLAN, "variants": {"x": ["learning.etta=1"]}}))
+    done = customized.process("benchmark", "--plan", "plan.yaml", "--json")
+    assert done.code == 2
+    assert done.json["error"]["field"] == "learning.etta"
