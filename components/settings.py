@@ -84,9 +84,9 @@ class EvaluatorSettings(_Settings):
     dino: str
     segmenter: str
     oracle: str | None = None
-    csd: str | None = Field(None, description="style encoder, a vision transformer")
-    hps: str | None = Field(None, description="HPSv2.1 in CLIP layout")
-    pickscore: str | None = None
+    csd: str | None = Field(None, description="style encoder: CSD's state dict, or a CLIP vision model with projection")
+    hps: str | None = Field(None, description="HPSv2.1's state dict, or a preference model in CLIP layout")
+    pickscore: str | None = Field(None, description="a preference model in CLIP layout")
 
 
 class EvaluationSettings(_Settings):

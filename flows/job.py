@@ -131,11 +131,14 @@ def _dump(settings: Any) -> dict[str, Any]:
 
 
 def _model_digest(root: Path, path: str) -> str:
-    """Digest of an evaluator's folder, kept by size and time of change of its files; a hub id stands for itself."""
+    """Digest of an evaluator's folder or file, kept by size and time of change; a hub id stands for itself."""
     folder = root / path
-    if not folder.is_dir():
+    if folder.is_file():
+        files, folder = [folder], folder.parent
+    elif folder.is_dir():
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    else:
         return path
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
     facts = [[file.relative_to(folder).as_posix(), *_change(file)] for file in files]
     cache = root / ".purecc" / "fingerprints" / f"{digest_of([str(folder), facts])}.json"
     if cache.is_file():

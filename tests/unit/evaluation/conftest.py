@@ -154,6 +154,18 @@ def save_vit(folder: Path) -> None:
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
+def save_style_encoder(folder: Path) -> None:
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(5)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
+        projection_dim=12,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
 def save_segformer(folder: Path) -> None:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
@@ -199,7 +211,7 @@ def save_sam(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def evaluator_models(session_folder: Path) -> Path:
-    """A folder with `clip`, `dino`, `vit`, `segmenter` and `sam`, randomly initialised."""
+    """A folder with `clip`, `dino`, `vit`, `csd`, `segmenter` and `sam`, randomly initialised."""
     folder = session_folder / "evaluators"
     with FileLock(session_folder / "evaluators.lock"):
         if not folder.exists():
@@ -208,6 +220,7 @@ def evaluator_models(session_folder: Path) -> Path:
                 ("clip", save_clip),
                 ("dino", save_dinov2),
                 ("vit", save_vit),
+                ("csd", save_style_encoder),
                 ("segmenter", save_segformer),
                 ("sam", save_sam),
             ):

@@ -52,7 +52,7 @@ class BrightnessOracle:
 @pytest.fixture(scope="session")
 def evaluators(evaluator_models: Path) -> Evaluators:
     names = {name: str(evaluator_models / name) for name in ("clip", "dino", "segmenter")}
-    names |= {"csd": str(evaluator_models / "vit"), "pickscore": names["clip"]}
+    names |= {"csd": str(evaluator_models / "csd"), "pickscore": names["clip"]}
     loaded = load_evaluators(EvaluatorSettings(**names), Path("/"), torch.device("cpu"))
     return dataclasses.replace(loaded, oracle=BrightnessOracle())
 
