@@ -91,6 +91,10 @@ class EvaluatorSettings(_Settings):
 
 class EvaluationSettings(_Settings):
     prompts: str = Field(description="the prompt set, a YAML file")
+    prompts_per_category: int | None = Field(
+        None, ge=1, description="of prompts with the concept, the first ones; None: all"
+    )
+    prompts_without_concept: int | None = Field(None, ge=1, description="the first ones; None: all")
     seeds: int = Field(1, ge=1, description="images per prompt")
     sampling: SamplingSettings = SamplingSettings()
     evaluators: EvaluatorSettings

@@ -161,7 +161,7 @@ def test_hps_is_the_state_dict_run_by_hand(hps: Path, open_clip: OpenClip, evalu
     np.testing.assert_allclose(cosines(encoder.encode_images(pictures), images), 1, atol=1e-5)
     np.testing.assert_allclose(cosines(encoder.encode_texts(texts), torch.stack(rows).double().numpy()), 1, atol=1e-5)
     assert cosines(images[:1], images[1:2]) < 1 - 1e-3, "the checks above can tell pictures apart"
-    names = {name: clip for name in ("clip",)} | {name: str(evaluator_models / name) for name in ("dino", "segmenter")}
+    names = {name: str(evaluator_models / name) for name in ("clip", "dino", "segmenter")}
     scorer = load_evaluators(EvaluatorSettings(**names, hps=str(hps)), Path("/"), CPU).preferences["hps"]
     expected = 100 * cosines(images, torch.stack(rows).double().numpy())
     np.testing.assert_allclose(scorer.score(pictures, texts), expected, atol=1e-3)
