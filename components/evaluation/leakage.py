@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from components.evaluation.encoders import ImageEncoder
@@ -20,6 +22,9 @@ from components.evaluation.prompts import Prompt
 from components.evaluation.segmenters import Mask
 
 BACKGROUND = "background"
+LEAKAGE = ("preservation/background_leakage", "preservation/background_leakage_area",
+           "preservation/background_similarity")  # fmt: skip
+"""Metric keys of the three measures; `<key>_original` is the same of the original model's pictures."""
 
 
 def asks_for_another(prompts: Sequence[Prompt], background: str | None) -> NDArray[np.bool_]:
@@ -90,3 +95,24 @@ def paint_over(picture: Picture, mask: Mask) -> Picture:
     result = picture.copy()
     result[mask] = GREY
     return result
+
+
+def leakage_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """How much of the references' background each method lets in, beyond what the original model draws anyway.
+
+    Args:
+        cells: one cell per method, concept and seed.
+
+    Returns:
+        One row per method: for each measure of leakage that was taken its mean, and `<measure>/excess`, the mean
+        difference to the original model's pictures of the same prompts.
+    """
+    rows = []
+    for method, part in cells.groupby("method", sort=False):
+        row: dict[str, Any] = {"method": method, "concepts": part["concept"].nunique()}
+        for measure in LEAKAGE:
+            if measure in part and part[measure].notna().any():
+                row[measure] = float(part[measure].mean())
+                row[f"{measure}/excess"] = float((part[measure] - part[f"{measure}_original"]).mean())
+        rows.append(row)
+    return pd.DataFrame(rows)
