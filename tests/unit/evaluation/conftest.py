@@ -38,7 +38,11 @@ class ColouringBackbone:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     calls: list[tuple[str | None, tuple[str, ...]]] = field(default_factory=list)
     fail_after: int | None = None
+    scale: float = 1.0
     _prompts: dict[int, str] = field(default_factory=dict)
+
+    def scale_adapter(self, name: str, factor: float) -> None:
+        self.scale = factor
 
     def encode_text(self, prompts: Sequence[str]) -> TextEncoding:
         numbers = []
@@ -69,7 +73,7 @@ class ColouringBackbone:
             plain = prompt.replace("[V] ", "").replace(", in [V] style", "")
             colour = torch.rand(3, 1, 1, generator=_seeded(plain)) * 2 - 1
             if adapter is not None and "[V]" in prompt:
-                colour = colour + torch.tensor([0.6, -0.3, 0.2])[:, None, None]
+                colour = colour + self.scale * torch.tensor([0.6, -0.3, 0.2])[:, None, None]
             noise = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
             noise = torch.nn.functional.interpolate(noise, (SIDE, SIDE), mode="bicubic")[0]
             images.append((0.6 * colour + 0.4 * noise).clamp(-1, 1))
