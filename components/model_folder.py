@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 _LARGEST_HEADER = 100_000_000  # bytes; the safetensors library's own limit
+_WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+def is_weight_file(path: str) -> bool:
+    """Whether a path or hub id means a single file of weights, rather than a model folder."""
+    return path.endswith(_WEIGHT_FILES)
 
 
 def _read_json(file: Path) -> tuple[dict[str, Any], str | None]:

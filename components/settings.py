@@ -84,13 +84,17 @@ class EvaluatorSettings(_Settings):
     dino: str
     segmenter: str
     oracle: str | None = None
-    csd: str | None = Field(None, description="style encoder, a vision transformer")
-    hps: str | None = Field(None, description="HPSv2.1 in CLIP layout")
-    pickscore: str | None = None
+    csd: str | None = Field(None, description="style encoder: CSD's state dict, or a CLIP vision model with projection")
+    hps: str | None = Field(None, description="HPSv2.1's state dict, or a preference model in CLIP layout")
+    pickscore: str | None = Field(None, description="a preference model in CLIP layout")
 
 
 class EvaluationSettings(_Settings):
     prompts: str = Field(description="the prompt set, a YAML file")
+    prompts_per_category: int | None = Field(
+        None, ge=1, description="of prompts with the concept, the first ones; None: all"
+    )
+    prompts_without_concept: int | None = Field(None, ge=1, description="the first ones; None: all")
     seeds: int = Field(1, ge=1, description="images per prompt")
     sampling: SamplingSettings = SamplingSettings()
     evaluators: EvaluatorSettings

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -30,8 +31,9 @@ from components.concepts.images import load_image
 from components.concepts.texts import derive_texts
 from components.errors import InvalidInput
 from components.evaluation import curve_report
+from components.evaluation.benchmark_report import AXES
+from components.evaluation.cells import checked, read_cells
 from components.evaluation.comparison import compose, draw_models
-from components.evaluation.curve_report import Axes
 from components.evaluation.evaluate import evaluate
 from components.evaluation.evaluators import Evaluators, load_evaluators
 from components.evaluation.pictures import to_pictures
@@ -43,11 +45,6 @@ from components.settings import Profile, load_profile, project_root
 
 logger = logging.getLogger(__name__)
 
-AXES = (
-    Axes("fidelity/recognised_probability", "preservation/prior_distance", worst=0.1),
-    Axes("fidelity/recognised_probability", "preservation/outside_distance", worst=0.1),
-    Axes("fidelity/dino_masked", "preservation/prior_distance", worst=0.1),
-)
 LEVELS = (0.3, 0.5, 0.7)
 
 
@@ -164,14 +161,12 @@ def draw_command(
     more: Annotated[list[Path] | None, typer.Option(help="further CSV files of the same plan")] = None,
 ) -> None:
     """Draw the table and the plot of what is measured."""
-    rows = [row for file in [plan.with_suffix(".csv"), *(more or [])] for row in csv.DictReader(file.open())]
-    tables = [
-        f"**{axes.damage}** against {axes.fidelity}\n\n"
-        + curve_report.table(curve_report.read_curves(rows, axes), axes, LEVELS, rows[0]["variant"])
-        for axes in AXES
-    ]
+    files = [plan.with_suffix(".csv"), *(more or [])]
+    cells = checked(pd.concat([read_cells(file) for file in files], ignore_index=True))
+    baseline = str(cells["method"].iloc[0])
+    tables = [f"**{axes.name}**\n\n" + curve_report.table(cells, axes, LEVELS, baseline) for axes in AXES]
     write_text(plan.with_suffix(".md"), "\n\n".join(tables) + "\n")
-    curve_report.plot(rows, AXES, plan.with_suffix(".png"))
+    curve_report.plot(cells, AXES, plan.with_suffix(".png"))
 
 
 @app.command("picture")

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from components.errors import InvalidInput
-from components.model_folder import model_problems, pipeline_problems
+from components.model_folder import is_weight_file, model_problems, pipeline_problems
 from components.settings import Profile, load_profile, project_root
 
 # (package, its versions, rival, its versions): sets that pip accepts and that fail at run time.
@@ -125,9 +125,26 @@ def check_base(profile: Profile, root: Path) -> Check:
 def check_evaluators(profile: Profile, root: Path) -> Iterator[Check]:
     """Each evaluator that the profile names."""
     for name, path in profile.evaluation.evaluators.model_dump().items():
-        if path is not None:
+        if path is None:
+            continue
+        if is_weight_file(path):
+            yield _file_check(f"evaluator {name}", path, root)
+        else:
             mend = "git checkout -- infra/models, or correct evaluation.evaluators in the profile"
             yield _model_check(f"evaluator {name}", path, root, mend, model_problems)
+
+
+def _file_check(title: str, path: str, root: Path) -> Check:
+    """Weights in a single file, by path or as owner/repository/file of the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    owner, _, rest = path.partition("/")
+    repository, _, name = rest.partition("/")
+    cached = try_to_load_from_cache(f"{owner}/{repository}", name) if name and owner not in ("", ".", "..") else None
+    if (root / path).is_file() or isinstance(cached, str):
+        return Check(title, True, path)
+    mend = f"hf download {owner}/{repository} {name}, or name a file"
+    return Check(title, False, f"{path}: neither a file nor in the local cache of the hub", mend)
 
 
 def check_data(root: Path) -> Check:

@@ -17,7 +17,7 @@ from components.settings import Profile, load_profile, project_root
 from flows.stages import Stage
 
 # Raise the number of a stage when a change of code changes what it makes from the same inputs.
-VERSIONS = {"validation": 1, "extractor": 1, "pure-learning": 1, "evaluation": 1, "measurement": 1}
+VERSIONS = {"validation": 1, "extractor": 1, "pure-learning": 1, "evaluation": 2, "measurement": 1}
 
 # What a stage's result does not depend on; everything else of the section counts, so that a new setting does too.
 _COURSE = {"checkpoint_every", "preview_every", "snapshot_steps"}
@@ -143,11 +143,14 @@ def _dump(settings: Any) -> dict[str, Any]:
 
 
 def _model_digest(root: Path, path: str) -> str:
-    """Digest of an evaluator's folder, kept by size and time of change of its files; a hub id stands for itself."""
+    """Digest of an evaluator's folder or file, kept by size and time of change; a hub id stands for itself."""
     folder = root / path
-    if not folder.is_dir():
+    if folder.is_file():
+        files, folder = [folder], folder.parent
+    elif folder.is_dir():
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    else:
         return path
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
     facts = [[file.relative_to(folder).as_posix(), *_change(file)] for file in files]
     cache = root / ".purecc" / "fingerprints" / f"{digest_of([str(folder), facts])}.json"
     if cache.is_file():

@@ -108,6 +108,16 @@ class AdaptedTransformer:
             found["embeddings"] = {"Y_NRD": adapter.embeddings.Y_NRD}
         return found
 
+    def scale(self, name: str, factor: float) -> None:
+        """Let the adapter's LoRA act `factor` times as strongly as it was trained; its embeddings act in full.
+
+        Raises:
+            InvalidInput: the adapter has no LoRA.
+        """
+        if self[name].lora is None:
+            raise InvalidInput(f"adapter {name!r} has no LoRA that could be scaled")
+        lora_module.scale_lora(self.transformer, name, factor)
+
     def load_lora(self, name: str, weights: dict[str, Tensor]) -> None:
         lora_module.load_parameters(self.transformer, name, weights)
 

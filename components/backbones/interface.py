@@ -103,4 +103,12 @@ class Backbone(Protocol):
         """
         ...
 
+    def scale_adapter(self, name: str, factor: float) -> None:
+        """Let an adapter's LoRA act `factor` times as strongly as trained, 1 being as trained; embeddings act in full.
+
+        Raises:
+            InvalidInput: the adapter has no LoRA.
+        """
+        ...
+
     def remove_adapter(self, name: str) -> None: ...

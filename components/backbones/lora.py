@@ -130,6 +130,12 @@ def load_parameters(transformer: nn.Module, adapter: str, values: Mapping[str, T
             parameter.copy_(values[name])
 
 
+def scale_lora(transformer: nn.Module, adapter: str, factor: float) -> None:
+    """Let an adapter act `factor` times as strongly as it was trained."""
+    for layer in layers_of(transformer, adapter).values():
+        layer.set_scale(adapter, factor)
+
+
 class Switch:
     """Which adapter's LoRA acts in a forward pass; outside of `active` none does.
 

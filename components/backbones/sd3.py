@@ -329,6 +329,9 @@ class SD3Backbone(Backbone):
         if not change > _EFFECT:  # also where it is not a number
             raise InvalidInput(f"the adapter {name!r} changes the model by {change:.1e}: it has no effect")
 
+    def scale_adapter(self, name: str, factor: float) -> None:
+        self.adapted.scale(name, factor)
+
     def remove_adapter(self, name: str) -> None:
         self.adapted.remove(name)
 

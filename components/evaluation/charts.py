@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, no file beside the page; colours come from the page's CSS classes."""
+"""Line and scatter charts as inline SVG: no script, no file beside the page; the page's CSS gives the colours."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 _WIDTH, _HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 26
 _POINTS = 240
+PALETTE = ("#3350c4", "#0b7f86", "#c2410c", "#7c3aed", "#15803d", "#be185d", "#a16207", "#0369a1", "#64748b", "#1c2330")
+"""Colours of series on a light page, in the order of their classes s0, s1, ..."""
+COLOURS = len(PALETTE)
 
 Values = NDArray[np.float64]
 
@@ -57,6 +60,56 @@ def smooth(values: Values, share: float = 0.08) -> Values:
     return smoothed
 
 
+@dataclass(frozen=True)
+class Frame:
+    """A chart's plane: values to pixels, and the grid behind them.
+
+    Attributes:
+        x, y: the ranges shown.
+        width, height: of the whole picture, pixels.
+        right: margin on the right, pixels.
+        bottom: margin below, pixels.
+    """
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    width: int = _WIDTH
+    height: int = _HEIGHT
+    right: int = _RIGHT
+    bottom: int = _BOTTOM
+
+    def place(self, x: Values, y: Values) -> list[tuple[float, float]]:
+        """Pixels of points; what is out of the range of y stands on the frame's edge."""
+        low, high = self.y
+        span = (self.x[1] - self.x[0]) or 1.0
+        across = _LEFT + (x - self.x[0]) / span * (self.width - _LEFT - self.right)
+        down = _TOP + (high - np.clip(y, low, high)) / (high - low) * (self.height - _TOP - self.bottom)
+        return [(round(float(a), 1), round(float(b), 1)) for a, b in zip(across, down, strict=True)]
+
+    def opened(self, title: str) -> list[str]:
+        """The start of the SVG, with grid and ticks."""
+        right, floor = self.width - self.right, self.height - self.bottom
+        head = f'<svg class="chart" viewBox="0 0 {self.width} {self.height}" role="img"><title>{escape(title)}</title>'
+        parts = [head]
+        for tick in ticks(*self.y):
+            ((_, down),) = self.place(np.array([self.x[0]]), np.array([tick]))
+            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{down:g}" y2="{down:g}"/>')
+            parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{down + 3.5:g}" text-anchor="end">{tick:.4g}</text>')
+        for tick in ticks(*self.x):
+            ((across, _),) = self.place(np.array([tick]), np.array([self.y[0]]))
+            parts.append(f'<text class="tick" x="{across:g}" y="{floor + 16}" text-anchor="middle">{tick:.4g}</text>')
+        return parts
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - pad, high + pad
+
+
+def _path(pairs: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{a:g},{b:g}" for a, b in pairs)
+
+
 def line_chart(
     title: str, steps: Sequence[float], series: Sequence[Series], band: tuple[Values, Values] | None = None
 ) -> Markup:
@@ -68,42 +121,90 @@ def line_chart(
         band: lowest and highest value per step (e.g. over a batch), shaded.
     """
     x = np.asarray(steps, dtype=np.float64)
-    shown = [(one.name, *thin(x, one.values)) for one in series]
+    shown = [(number, *thin(x, one.values)) for number, one in enumerate(series)]
     shown = [one for one in shown if one[1].size]
     if not shown:
         return Markup('<p class="empty">{}: nothing was logged.</p>').format(title)
     edges = [thin(x, edge) for edge in band] if band is not None else []
     everything = np.concatenate([values for _, _, values in shown] + [values for _, values in edges])
     low, high = (float(value) for value in np.percentile(everything, [1, 99]))
-    pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-    low, high = low - pad, high + pad
-    first, last = float(x.min()), float(x.max())
-    span = (last - first) or 1.0
-
-    def place(at: Values, values: Values) -> list[tuple[float, float]]:
-        across = _LEFT + (at - first) / span * (_WIDTH - _LEFT - _RIGHT)
-        down = _TOP + (high - np.clip(values, low, high)) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
-        return [(round(float(a), 1), round(float(b), 1)) for a, b in zip(across, down, strict=True)]
-
-    def points(pairs: Sequence[tuple[float, float]]) -> str:
-        return " ".join(f"{a:g},{b:g}" for a, b in pairs)
-
-    parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"><title>{escape(title)}</title>']
-    for tick in ticks(low, high):
-        (_, down), *_ = place(np.array([first]), np.array([tick]))
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{down:g}" y2="{down:g}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{down + 3.5:g}" text-anchor="end">{tick:.4g}</text>')
-    for tick in ticks(first, last):
-        (across, _), *_ = place(np.array([tick]), np.array([low]))
-        parts.append(
-            f'<text class="tick" x="{across:g}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{tick:g}</text>'
-        )
+    frame = Frame((float(x.min()), float(x.max())), _padded(low, high))
+    parts = frame.opened(title)
     if edges:
         (at_low, lows), (at_high, highs) = edges
-        outline = place(at_high, highs) + place(at_low, lows)[::-1]
-        parts.append(f'<polygon class="band" points="{points(outline)}"/>')
-    for number, (_, at, values) in enumerate(shown):
-        parts.append(f'<polyline class="raw s{number}" points="{points(place(at, values))}"/>')
-        parts.append(f'<polyline class="line s{number}" points="{points(place(at, smooth(values)))}"/>')
+        outline = frame.place(at_high, highs) + frame.place(at_low, lows)[::-1]
+        parts.append(f'<polygon class="band" points="{_path(outline)}"/>')
+    for number, at, values in shown:
+        colour = f"s{number % COLOURS}"
+        parts.append(f'<polyline class="raw {colour}" points="{_path(frame.place(at, values))}"/>')
+        parts.append(f'<polyline class="line {colour}" points="{_path(frame.place(at, smooth(values)))}"/>')
     parts.append("</svg>")
     return Markup("".join(parts))  # every text in it is escaped or a number
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points of a scatter chart.
+
+    Attributes:
+        name: in the legend; none if empty.
+        colour: number of its colour, the same for clouds that belong together.
+        joined: the points are a path, in their order, and drawn large.
+    """
+
+    name: str
+    x: Values
+    y: Values
+    colour: int
+    joined: bool = True
+
+
+def scatter_chart(title: str, clouds: Sequence[Cloud], x_label: str, y_label: str) -> Markup:
+    """Points of several groups in one plane, with a legend; points that are not finite are left out."""
+    finite = []
+    for cloud in clouds:
+        good = np.isfinite(cloud.x) & np.isfinite(cloud.y)
+        if good.any():
+            finite.append(Cloud(cloud.name, cloud.x[good], cloud.y[good], cloud.colour, cloud.joined))
+    if not finite:
+        return Markup('<p class="empty">{}: nothing was measured.</p>').format(title)
+    x, y = (np.concatenate([getattr(cloud, axis) for cloud in finite]) for axis in ("x", "y"))
+    frame = Frame(
+        _padded(float(x.min()), float(x.max())),
+        _padded(float(y.min()), float(y.max())),
+        width=680,
+        height=380,
+        right=170,
+        bottom=46,
+    )
+    parts = frame.opened(title)
+    parts.append(f'<text class="label" x="{_LEFT}" y="{frame.height - 8}">{escape(x_label)}</text>')
+    turned = f"translate(12 {(frame.height - frame.bottom) // 2}) rotate(-90)"
+    parts.append(f'<text class="label" transform="{turned}" text-anchor="middle">{escape(y_label)}</text>')
+    for cloud in finite:
+        places, colour = frame.place(cloud.x, cloud.y), cloud.colour % COLOURS
+        if cloud.joined and len(places) > 1:
+            parts.append(f'<polyline class="line s{colour}" points="{_path(places)}"/>')
+        size, kind = (4, "dot") if cloud.joined else (2, "dot faint")
+        parts += [f'<circle class="{kind} d{colour}" cx="{a:g}" cy="{b:g}" r="{size}"/>' for a, b in places]
+    named = {cloud.name: cloud.colour % COLOURS for cloud in finite if cloud.name}
+    for row, (name, colour) in enumerate(named.items()):
+        left, down = frame.width - frame.right + 16, _TOP + 8 + 18 * row
+        parts.append(f'<circle class="dot d{colour}" cx="{left}" cy="{down}" r="4"/>')
+        parts.append(f'<text class="key" x="{left + 10}" y="{down + 4}">{escape(name)}</text>')
+    parts.append("</svg>")
+    return Markup("".join(parts))  # every text in it is escaped or a number
+
+
+def standalone(chart: Markup) -> str:
+    """A chart as an SVG file of its own, on white: the page's classes written out."""
+    colours = "".join(
+        f".s{number}{{stroke:{colour}}}.d{number}{{fill:{colour}}}" for number, colour in enumerate(PALETTE)
+    )
+    style = (
+        "<style>svg{background:#fff;font-family:sans-serif}polyline{fill:none;stroke-linejoin:round}"
+        ".grid{stroke:#e2e6ec}.tick,.label{fill:#5b6577;font-size:11px}.key{fill:#1c2330;font-size:12px}"
+        ".raw{opacity:.3}.line{stroke-width:2}.faint{opacity:.35}.band{fill:#3350c4;opacity:.14}" + colours + "</style>"
+    )
+    opened = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return opened.replace("</title>", f"</title>{style}", 1) + "\n"

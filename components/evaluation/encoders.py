@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -21,7 +22,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from components.errors import InvalidInput
+from components.evaluation import published
 from components.evaluation.pictures import Picture
+from components.model_folder import is_weight_file
 
 Features = NDArray[np.float64]
 """(N, D), each row of unit length."""
@@ -53,15 +56,16 @@ class PreferenceScorer(Protocol):
 
 
 def resolve(path: str, root: Path, field: str = "evaluation.evaluators") -> str:
-    """A folder of the project, an absolute folder, or else a hub id as it stands.
+    """A folder (or file of weights) of the project, an absolute one, or else a hub id as it stands.
 
     Raises:
-        InvalidInput: it can only be meant as a folder, and there is none.
+        InvalidInput: it can only be meant as a folder or file, and there is none.
     """
     folder = root / path
-    if folder.is_dir():
+    if folder.is_dir() or (is_weight_file(path) and folder.is_file()):
         return str(folder)
-    if path.count("/") > 1 or path.startswith((".", "/")):
+    slashes = 2 if is_weight_file(path) else 1  # of the hub: owner/repository/file, owner/repository
+    if path.count("/") > slashes or path.startswith((".", "/")):
         raise InvalidInput("no such evaluator", file=folder, field=field, mend="correct it in the profile")
     return path
 
@@ -158,48 +162,99 @@ class FeatureEncoder:
         return unit(torch.cat(parts))
 
 
-class ClipEncoder:
-    """A CLIP: pictures and texts in one space. Also the preference models that are one (PickScore)."""
+@dataclass(frozen=True)
+class ClipParts:
+    """A CLIP's model, and what turns pictures and texts into its inputs.
 
-    def __init__(self, path: str, device: torch.device, batch_size: int = 32):
+    Attributes:
+        model: transformers' CLIPModel, or one with its interface.
+        images: the image processor.
+        tokenizer: the tokenizer.
+        whole_side: if given, pictures are first fitted whole into a black square of that side, pixels.
+    """
+
+    model: Any
+    images: Any
+    tokenizer: Any
+    whole_side: int | None = None
+
+    @staticmethod
+    def of_folder(path: str, device: torch.device) -> ClipParts:
+        """A CLIP in transformers' layout, by folder or hub id."""
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-        self._images = from_hub_or_folder(AutoImageProcessor, path, backend="pil")
-        self._tokenizer = from_hub_or_folder(AutoTokenizer, path)
-        self._model = load_model(AutoModel, path, device)
-        if not hasattr(self._model, "get_image_features"):
+        images = from_hub_or_folder(AutoImageProcessor, path, backend="pil")
+        tokenizer = from_hub_or_folder(AutoTokenizer, path)
+        model = load_model(AutoModel, path, device)
+        if not hasattr(model, "get_image_features"):
             raise InvalidInput(
-                f"{type(self._model).__name__} does not join pictures and texts",
+                f"{type(model).__name__} does not join pictures and texts",
                 file=path,
                 field="evaluation.evaluators.clip",
                 mend="name a CLIP",
             )
+        return ClipParts(model, images, tokenizer)
+
+    @staticmethod
+    def of_hps(path: str, tokenizer: str, device: torch.device) -> ClipParts:
+        """HPSv2.1's published state dict, which comes without a tokenizer: that of another CLIP is the same.
+
+        Raises:
+            InvalidInput: the tokenizer's vocabulary is not the model's.
+        """
+        from transformers import AutoTokenizer
+
+        model, images = published.load_hps(path)
+        words = from_hub_or_folder(AutoTokenizer, tokenizer)
+        text = model.config.text_config
+        if len(words) != text.vocab_size or words.eos_token_id != text.eos_token_id:
+            raise InvalidInput(
+                f"the tokenizer of {tokenizer} has {len(words)} entries, the model {text.vocab_size}",
+                file=path,
+                field="evaluation.evaluators.hps",
+                mend="name a CLIP with OpenAI's vocabulary as evaluation.evaluators.clip",
+            )
+        model = model.to(device).eval().requires_grad_(False)
+        return ClipParts(model, images, words, model.config.vision_config.image_size)
+
+
+class ClipEncoder:
+    """A CLIP: pictures and texts in one space. Also the preference models that are one (PickScore, HPSv2.1)."""
+
+    def __init__(self, path: str, device: torch.device, batch_size: int = 32, parts: ClipParts | None = None):
+        parts = parts or ClipParts.of_folder(path, device)
+        self._parts, self._model = parts, parts.model
         self._device, self._batch_size = device, batch_size
-        text = self._model.config.text_config
-        self._length: int = text.max_position_embeddings
+        self._length: int = self._model.config.text_config.max_position_embeddings
         self.logit_scale: float = float(self._model.logit_scale.detach().exp())
         self.info: dict[str, Any] = {
             "id": path,
             "architecture": type(self._model).__name__,
             "feature": "projected image and text features",
             "weights_sha256": weights_digest(self._model),
-            "preprocessing": preprocessing_of(self._images),
+            "preprocessing": preprocessing_of(parts.images),
             "text_length": self._length,
         }
+        if parts.whole_side is not None:
+            self.info["preprocessing"]["whole_picture_in_square"] = parts.whole_side
 
     @torch.inference_mode()
     def encode_images(self, pictures: Sequence[Picture]) -> Features:
-        parts = []
+        side = self._parts.whole_side
+        rows = []
         for where in batches(len(pictures), self._batch_size):
-            pixels = self._images(images=pil(pictures[where]), return_tensors="pt")["pixel_values"]
-            parts.append(self._model.get_image_features(pixel_values=pixels.to(self._device)).pooler_output.cpu())
-        return unit(torch.cat(parts))
+            images = pil(pictures[where])
+            if side is not None:
+                images = [fit(image, side) for image in images]
+            pixels = self._parts.images(images=images, return_tensors="pt")["pixel_values"]
+            rows.append(self._model.get_image_features(pixel_values=pixels.to(self._device)).pooler_output.cpu())
+        return unit(torch.cat(rows))
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Features:
-        parts = []
+        rows = []
         for where in batches(len(texts), self._batch_size):
-            tokens = self._tokenizer(
+            tokens = self._parts.tokenizer(
                 list(texts[where]),
                 padding="max_length",
                 truncation=True,
@@ -207,8 +262,17 @@ class ClipEncoder:
                 return_tensors="pt",
             )
             inputs = {name: tokens[name].to(self._device) for name in ("input_ids", "attention_mask") if name in tokens}
-            parts.append(self._model.get_text_features(**inputs).pooler_output.cpu())
-        return unit(torch.cat(parts))
+            rows.append(self._model.get_text_features(**inputs).pooler_output.cpu())
+        return unit(torch.cat(rows))
+
+
+def fit(image: Image.Image, side: int) -> Image.Image:
+    """The whole picture, its longer side brought to `side` pixels, in the middle of a black square."""
+    scale = side / max(image.size)
+    width, height = (max(1, round(scale * length)) for length in image.size)
+    square = Image.new("RGB", (side, side))
+    square.paste(image.resize((width, height), Image.Resampling.BICUBIC), ((side - width) // 2, (side - height) // 2))
+    return square
 
 
 class ClipPreference:
@@ -217,11 +281,51 @@ class ClipPreference:
     PickScore multiplies by its own exp(logit_scale); HPSv2.1 is reported as the cosine x 100 (METHOD section 8).
     """
 
-    def __init__(self, path: str, device: torch.device, batch_size: int = 32, scale: float | None = None):
-        self._encoder = ClipEncoder(path, device, batch_size)
+    def __init__(
+        self,
+        path: str,
+        device: torch.device,
+        batch_size: int = 32,
+        scale: float | None = None,
+        parts: ClipParts | None = None,
+    ):
+        self._encoder = ClipEncoder(path, device, batch_size, parts)
         self._scale = self._encoder.logit_scale if scale is None else scale
         self.info: dict[str, Any] = {**self._encoder.info, "scale": self._scale}
 
     def score(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> NDArray[np.float64]:
         images_ND, texts_ND = self._encoder.encode_images(pictures), self._encoder.encode_texts(prompts)
         return cast("NDArray[np.float64]", self._scale * (images_ND * texts_ND).sum(axis=1))
+
+
+class StyleEncoder:
+    """CSD: a CLIP picture tower whose projection was trained to tell styles apart, whatever is shown.
+
+    By the published state dict, or a CLIPVisionModelWithProjection in transformers' layout.
+    """
+
+    def __init__(self, path: str, device: torch.device, batch_size: int = 32):
+        from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
+
+        if is_weight_file(path):
+            model, self._processor = published.load_csd(path)
+            self._model = model.to(device).eval().requires_grad_(False)
+        else:
+            self._processor = from_hub_or_folder(AutoImageProcessor, path, backend="pil")
+            self._model = load_model(CLIPVisionModelWithProjection, path, device)
+        self._device, self._batch_size = device, batch_size
+        self.info: dict[str, Any] = {
+            "id": path,
+            "architecture": type(self._model).__name__,
+            "feature": "style projection",
+            "weights_sha256": weights_digest(self._model),
+            "preprocessing": preprocessing_of(self._processor),
+        }
+
+    @torch.inference_mode()
+    def encode_images(self, pictures: Sequence[Picture]) -> Features:
+        rows = []
+        for where in batches(len(pictures), self._batch_size):
+            pixels = self._processor(images=pil(pictures[where]), return_tensors="pt")["pixel_values"]
+            rows.append(self._model(pixel_values=pixels.to(self._device)).image_embeds.cpu())
+        return unit(torch.cat(rows))

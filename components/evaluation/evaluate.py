@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def evaluate(
     cache_dir: Path,
     *,
     adapter_digest: str | None = None,
+    adapter_scale: float = 1.0,
     evaluators: Evaluators | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
@@ -46,32 +48,41 @@ def evaluate(
     Args:
         cache_dir: keeps the original model's pictures by digest, for every evaluation on that base.
         adapter_digest: digest of the adapter's folder; with it an interrupted evaluation resumes its pictures.
+        adapter_scale: how strongly the adapter's LoRA acts, 1 being as trained.
         evaluators: loaded from the profile if not given.
         progress: told after each batch.
 
     Raises:
-        InvalidInput: the prompt set or an evaluator is unusable; nothing has been drawn by then.
+        InvalidInput: the prompt set or an evaluator is unusable, or the adapter has no LoRA to scale; nothing has been
+            drawn by then.
     """
     root = project_root()
     prompt_file = root / profile.evaluation.prompts
     prompt_set = load_prompts(prompt_file)
-    prompts = prompt_set.for_concept(concept.kind, concept.class_word)
+    prompts = prompt_set.for_concept(
+        concept.kind,
+        concept.class_word,
+        per_category=profile.evaluation.prompts_per_category,
+        without_concept=profile.evaluation.prompts_without_concept,
+    )
     judges = evaluators or load_evaluators(profile.evaluation.evaluators, root, backbone.device)
     if judges.oracle is not None:
         preservation.check_expectations(judges.oracle, prompts)
     identity = {"dtype": profile.base.dtype, "resolution": profile.base.resolution, "device": backbone.device.type}
-    samples = draw_samples(
-        backbone,
-        adapter,
-        prompts,
-        repetitions=profile.evaluation.seeds,
-        profile_seed=profile.seed,
-        sampling=profile.evaluation.sampling,
-        cache_dir=cache_dir,
-        identity=identity,
-        adapter_digest=adapter_digest,
-        progress=progress,
-    )
+    with _scaled(backbone, adapter, adapter_scale):
+        samples = draw_samples(
+            backbone,
+            adapter,
+            prompts,
+            repetitions=profile.evaluation.seeds,
+            profile_seed=profile.seed,
+            sampling=profile.evaluation.sampling,
+            cache_dir=cache_dir,
+            identity=identity,
+            adapter_digest=adapter_digest,
+            adapter_scale=adapter_scale,
+            progress=progress,
+        )
     references = [
         to_pictures(load_image(reference.path, profile.base.resolution)[None])[0] for reference in concept.references
     ]
@@ -88,12 +99,25 @@ def evaluate(
         "sampling": profile.evaluation.sampling.model_dump(mode="json"),
         "base": {"fingerprint": backbone.fingerprint, **identity},
         "adapter": adapter_digest,
+        "adapter_scale": adapter_scale,
         "references_sha256": digest_of([sha256_file(reference.path) for reference in concept.references]),
     }
     result.save(out_dir)
     if adapter_digest is not None:
         shutil.rmtree(cache_dir / "custom" / adapter_digest, ignore_errors=True)
     return result
+
+
+@contextlib.contextmanager
+def _scaled(backbone: Backbone, adapter: str, factor: float) -> Iterator[None]:
+    if factor == 1:
+        yield
+        return
+    backbone.scale_adapter(adapter, factor)
+    try:
+        yield
+    finally:
+        backbone.scale_adapter(adapter, 1.0)
 
 
 def _result(

@@ -12,15 +12,18 @@ import torch
 from components.errors import InvalidInput
 from components.evaluation.encoders import (
     ClipEncoder,
+    ClipParts,
     ClipPreference,
     FeatureEncoder,
     ImageEncoder,
     PreferenceScorer,
+    StyleEncoder,
     resolve,
 )
 from components.evaluation.preservation import Oracle
 from components.evaluation.segmenters import Segmenter, load_segmenter
 from components.files import folder_digests
+from components.model_folder import is_weight_file
 from components.settings import EvaluatorSettings
 
 _log = logging.getLogger(__name__)
@@ -71,7 +74,9 @@ def load_evaluators(settings: EvaluatorSettings, root: Path, device: torch.devic
 
     preferences: dict[str, PreferenceScorer] = {}
     if settings.hps is not None:
-        preferences["hps"] = ClipPreference(path("hps"), device, scale=100.0)
+        hps = path("hps")
+        parts = ClipParts.of_hps(hps, path("clip"), device) if is_weight_file(hps) else None
+        preferences["hps"] = ClipPreference(hps, device, scale=100.0, parts=parts)
     if settings.pickscore is not None:
         preferences["pickscore"] = ClipPreference(path("pickscore"), device)
     oracle, oracle_info = None, {}
@@ -83,7 +88,7 @@ def load_evaluators(settings: EvaluatorSettings, root: Path, device: torch.devic
         clip=ClipEncoder(path("clip"), device),
         dino=FeatureEncoder(path("dino"), device),
         segmenter=load_segmenter(path("segmenter"), device),
-        style=None if settings.csd is None else FeatureEncoder(path("csd"), device),
+        style=None if settings.csd is None else StyleEncoder(path("csd"), device),
         preferences=preferences,
         oracle=oracle,
         oracle_info=oracle_info,

@@ -20,7 +20,7 @@ from components.evaluation.segmenters import Mask, Segment, Segmenter, box_of
 OBJECT = "object"
 """The name by which a segmenter that names what it sees calls things that stand before a background."""
 _SMALLEST_SUBJECT, _LARGEST_SUBJECT = 0.01, 0.9
-_GREY = 127
+GREY = 127
 
 
 def cosine_to_references(features_ND: Features, references_MD: Features) -> NDArray[np.float64]:
@@ -91,7 +91,7 @@ def cut_out(picture: Picture, mask: Mask, margin: float = 0.1) -> Picture:
     """The square around a mask, with a margin, all that is outside the mask grey."""
     top, left, bottom, right = box_of(mask)
     side = round(max(bottom - top, right - left) * (1 + 2 * margin))
-    result = np.full((side, side, 3), _GREY, dtype=np.uint8)
+    result = np.full((side, side, 3), GREY, dtype=np.uint8)
     row, column = (side - (bottom - top)) // 2, (side - (right - left)) // 2
     inside = result[row : row + bottom - top, column : column + right - left]
     inner = mask[top:bottom, left:right]

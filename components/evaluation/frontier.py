@@ -26,6 +26,8 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 def damage_at(points: Sequence[Point], fidelity: float) -> float:
     """Least damage at which the frontier reaches a fidelity, linear between its points.
 
+    A further point can raise it beside itself: it shows the curve where before a straight line was supposed.
+
     Returns:
         inf where the curve never reaches it; the damage of the first point where already that exceeds it.
     """

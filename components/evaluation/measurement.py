@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.concepts.concept import Concept
-from components.evaluation import fidelity, preservation
+from components.evaluation import fidelity, leakage, preservation
 from components.evaluation.divergence import MINIMUM_SAMPLES, gaussian_kl
 from components.evaluation.evaluators import Evaluators
 from components.evaluation.fidelity import Layout
@@ -23,8 +23,10 @@ Values = NDArray[np.float64]
 
 _NO_NAME = frozenset({"none", "unnamed"})
 """Labels by which an oracle says that it has no name for a look or style."""
-_OTHER_LOOK = frozenset({"company", "colour change"})
-"""Categories of prompts that ask for a second thing or another look: the oracle judges one object."""
+_OTHER_LOOK = frozenset({"colour change", "style"})
+"""Categories of prompts that ask for another look."""
+_SHAPE = "shape"
+"""What a prompt expects of its one object: the oracle judges pictures of one object only."""
 
 
 @dataclass
@@ -51,7 +53,9 @@ class Measurement:
         clip = {name: self.judges.clip.encode_images(pictures) for name, pictures in self.pictures.items()}
         dino = {name: self.judges.dino.encode_images(pictures) for name, pictures in self.pictures.items()}
         layouts = {name: self._layouts(pictures) for name, pictures in self.pictures.items()}
-        for name, found in layouts.items():
+        layouts["references"] = self._layouts(self.references)
+        for name in self.pictures:
+            found = layouts[name]
             self.partitions[name] = [
                 paint([segment.mask for segment in layout.segments], layout.foreground.shape) for layout in found
             ]
@@ -61,6 +65,7 @@ class Measurement:
         self._texts(values, clip)
         self._regions(values, layouts)
         self._prior(values, clip, dino)
+        self._leakage(values, layouts)
         self._oracle(values)
         if len(self.samples) >= MINIMUM_SAMPLES:
             single["preservation/kl"] = gaussian_kl(dino["custom"], dino["original"])
@@ -89,7 +94,7 @@ class Measurement:
             style = {name: self.judges.style.encode_images(self.pictures[name]) for name in ("custom", "original")}
             encoders.append(("csd", self.judges.style, style))
         masked = self.concept.kind == "instance"
-        reference_subjects = fidelity.subjects(self.references, self._layouts(self.references)) if masked else []
+        reference_subjects = fidelity.subjects(self.references, layouts["references"]) if masked else []
         subjects = {
             which: fidelity.subjects(self.pictures[which], layouts[which]) if masked else []
             for which in ("custom", "original")
@@ -157,6 +162,21 @@ class Measurement:
                 distance = preservation.cosine_distance(features[which], features["original"])
                 values[f"preservation/prior_{name}_distance{suffix}"] = self._where(distance, False)
 
+    def _leakage(self, values: dict[str, Values], layouts: Mapping[str, Sequence[Layout]]) -> None:
+        """What of the references' background stands where the prompt asks for another: by area, and in features."""
+        if self.concept.kind != "instance":  # a style's references share no background
+            return
+        background = leakage.common_background(layouts["references"])
+        asked = leakage.asks_for_another(self.prompts, background)
+        for which, suffix in (("custom", ""), ("original", "_original")):
+            if background is not None:
+                shares = leakage.background_share(layouts[which], background)
+                values[f"preservation/background_leakage_area{suffix}"] = np.where(asked, shares, np.nan)
+            similarity = leakage.background_similarity(
+                self.judges.dino, self.pictures[which], layouts[which], self.references, layouts["references"]
+            )
+            values[f"preservation/background_similarity{suffix}"] = np.where(asked, similarity, np.nan)
+
     def _oracle(self, values: dict[str, Values]) -> None:
         """What the pictures show of what was asked for, and whether the references' background came along."""
         oracle = self.judges.oracle
@@ -193,7 +213,12 @@ class Measurement:
         label = preservation.majority(references.get(attribute, ()))
         if label is None or label in _NO_NAME:
             return
-        asked = np.array([prompt.category not in _OTHER_LOOK or attribute == "style" for prompt in self.prompts])
+        asked = np.array(
+            [
+                attribute == "style" or (_SHAPE in prompt.expect and prompt.category not in _OTHER_LOOK)
+                for prompt in self.prompts
+            ]
+        )
         for which, suffix in (("custom", ""), ("original", "_original")):
             table_NK = verdicts[which].probabilities[attribute]
             place = list(verdicts[which].labels[attribute]).index(label)

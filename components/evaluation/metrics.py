@@ -95,6 +95,19 @@ METRICS: dict[str, Metric] = {
         "_original",
         0.0,
     ),
+    "preservation/background_leakage_area": Metric(
+        "Background leakage, area",
+        "Share of the background that the segmenter sees as the references', where the prompt asks for another.",
+        "lower",
+        "_original",
+        0.0,
+    ),
+    "preservation/background_similarity": Metric(
+        "Background likeness",
+        "Mean DINO cosine to the references, objects painted over, where the prompt asks for another background.",
+        "lower",
+        "_original",
+    ),
     "preservation/accuracy": Metric(
         "Prompt accuracy",
         "Share of what the prompt asks for (background, position, ...) that the oracle sees.",

@@ -95,17 +95,28 @@ class PromptSet(BaseModel):
                 seen.add(item.template)
         return self
 
-    def for_concept(self, kind: str, class_word: str) -> tuple[Prompt, ...]:
+    def for_concept(
+        self, kind: str, class_word: str, *, per_category: int | None = None, without_concept: int | None = None
+    ) -> tuple[Prompt, ...]:
         """The prompts for a concept of that kind, in the order of the file.
+
+        Args:
+            per_category: of the prompts with the concept, take the first so many of each category; None: all.
+            without_concept: take the first so many of the prompts without the concept; None: all.
 
         Raises:
             InvalidInput: the set has no prompt with, or none without, a concept of that kind.
         """
         prompts: list[Prompt] = []
+        taken = 0
         for category, items in self.categories.items():
-            for item in items:
-                if item.needs in ("any", kind):
-                    prompts.append(_fill(item, len(prompts), category, class_word))
+            usable = [item for item in items if item.needs in ("any", kind)]
+            chosen = [item for item in usable if item.has_concept][:per_category]
+            plain = [item for item in usable if not item.has_concept]
+            chosen += plain if without_concept is None else plain[: max(0, without_concept - taken)]
+            taken += sum(not item.has_concept for item in chosen)
+            for item in (item for item in usable if item in chosen):
+                prompts.append(_fill(item, len(prompts), category, class_word))
         for wanted, what in ((True, "with"), (False, "without")):
             if not any(prompt.has_concept is wanted for prompt in prompts):
                 raise InvalidInput(

@@ -86,6 +86,16 @@ class EvaluationResult:
         return {category: float(np.mean(values)) for category, values in found.items()}
 
 
+def category_rows(result: EvaluationResult) -> list[dict[str, Any]]:
+    """Every metric by category of prompts: rows of `category`, `metric`, `value` (the mean over its pairs)."""
+    names = sorted({name for row in result.rows for name in row["values"]})
+    return [
+        {"category": category, "metric": name, "value": value}
+        for name in names
+        for category, value in result.by_category(name).items()
+    ]
+
+
 def summarise(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, dict[str, float | None]]]:
     """Mean of every metric over the rows that have it, and its spread."""
     metrics: dict[str, float] = {}

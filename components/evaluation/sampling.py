@@ -148,6 +148,7 @@ def draw_samples(
     cache_dir: Path,
     identity: Mapping[str, Any],
     adapter_digest: str | None = None,
+    adapter_scale: float = 1.0,
     progress: Progress | None = None,
 ) -> list[Sample]:
     """Draw every prompt `repetitions` times with both models, and the original once more as the floor.
@@ -156,6 +157,7 @@ def draw_samples(
         identity: what, beside prompt, seed and sampling, determines the original's images (the base's fingerprint,
             its precision, the resolution).
         adapter_digest: digest of the adapter's folder; with it an interrupted evaluation resumes.
+        adapter_scale: the scale at which the adapter acts, part of what its pictures are kept by.
     """
     known = {
         **identity,
@@ -166,7 +168,8 @@ def draw_samples(
     original_store = ImageStore(cache_dir / "original", known)
     custom_store = None
     if adapter_digest is not None:
-        custom_store = ImageStore(cache_dir / "custom" / adapter_digest, {**known, "adapter": adapter_digest})
+        acting = {**known, "adapter": adapter_digest, "scale": adapter_scale}
+        custom_store = ImageStore(cache_dir / "custom" / adapter_digest, acting)
     samples: dict[tuple[int, int], Sample] = {}
     for repetition in range(repetitions):
         # Prompts with and without the concept are drawn apart: the latter are the same for concepts of other classes.

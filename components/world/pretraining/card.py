@@ -22,6 +22,9 @@ CURVES = {
     "dino": ("shape", "look"),
     "clip": ("retrieval",),
     "segmenter": ("iou",),
+    "csd": ("retrieval",),
+    "hps": ("over_damaged", "over_another"),
+    "pickscore": ("over_damaged", "over_another"),
 }
 
 
@@ -38,8 +41,8 @@ def plot_curves(work: Path, target: Path) -> None:
     """One panel for each part's history."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    for axis, (part, names) in zip(figure.subplots(2, 3).flat, CURVES.items(), strict=True):
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    for axis, (part, names) in zip(figure.subplots(3, 3).flat, CURVES.items(), strict=True):
         records = [json.loads(line) for line in (work / part / "history.jsonl").read_text().splitlines()]
         for name in names:
             axis.plot([record["step"] for record in records], [record[name] for record in records], label=name)

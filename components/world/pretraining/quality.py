@@ -13,7 +13,7 @@ from torch import Tensor
 from components.backbones.interface import Backbone
 from components.world.captions import full_caption, subject_phrase
 from components.world.oracle import Oracle
-from components.world.pretraining.judges import judge_scene, truth
+from components.world.pretraining.judges.judge import judge_scene, truth
 from components.world.render import render
 from components.world.scene import Scene, place
 from components.world.vocabulary import (

@@ -21,6 +21,9 @@ class Recipe:
     dino: LoopSettings
     clip: LoopSettings
     segmenter: LoopSettings
+    csd: LoopSettings
+    hps: LoopSettings
+    pickscore: LoopSettings
     quality_prompts: int = 504
 
     def loop(self, part: str) -> LoopSettings:
@@ -55,6 +58,9 @@ RECIPES = {
         dino=LoopSettings(steps=1400, batch_size=64, learning_rate=1.5e-3),
         clip=LoopSettings(steps=600, batch_size=128, learning_rate=1e-3),
         segmenter=LoopSettings(steps=1400, batch_size=32, learning_rate=2e-3),
+        csd=LoopSettings(steps=600, batch_size=64, learning_rate=1e-3),
+        hps=LoopSettings(steps=1200, batch_size=48, learning_rate=1e-3),
+        pickscore=LoopSettings(steps=1200, batch_size=48, learning_rate=1e-3),
     ),
     "micro": Recipe(
         size=FAMILY_SIZES["micro"],
@@ -65,6 +71,9 @@ RECIPES = {
         dino=_short(),
         clip=_short(),
         segmenter=_short(),
+        csd=_short(),
+        hps=_short(),
+        pickscore=_short(),
         quality_prompts=8,
     ),
 }

@@ -19,17 +19,28 @@ from components.files import atomic_folder
 from components.world.family import untrained_pipeline
 from components.world.pretraining.autoencoder import train_autoencoder
 from components.world.pretraining.flow import train_flow
-from components.world.pretraining.judges import ClipObjective, DinoObjective, Judge, OracleObjective, SegmenterObjective
+from components.world.pretraining.judges.clip import ClipObjective
+from components.world.pretraining.judges.dino import DinoObjective
+from components.world.pretraining.judges.judge import Judge
+from components.world.pretraining.judges.oracle import OracleObjective
+from components.world.pretraining.judges.preference import PreferenceObjective
+from components.world.pretraining.judges.segmenter import SegmenterObjective
+from components.world.pretraining.judges.style import StyleObjective
 from components.world.pretraining.loop import train
 from components.world.pretraining.recipe import RECIPES, Recipe
 
-PARTS = ("autoencoder", "flow", "oracle", "dino", "clip", "segmenter")
 JUDGES: dict[str, Callable[[], Judge]] = {
     "oracle": OracleObjective,
     "dino": DinoObjective,
     "clip": ClipObjective,
     "segmenter": SegmenterObjective,
+    "csd": StyleObjective,
+    # HPS's annotators judged quality first, PickScore's users what they had asked for
+    "hps": lambda: PreferenceObjective(damaged=0.75),
+    "pickscore": lambda: PreferenceObjective(damaged=0.25),
 }
+"""Part -> what trains it; also the names under which a profile's `evaluation.evaluators` knows them."""
+PARTS = ("autoencoder", "flow", *JUDGES)
 
 
 def make_part(part: str, recipe: Recipe, *, work: Path, seed: int) -> Path:

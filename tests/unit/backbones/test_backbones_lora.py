@@ -172,3 +172,26 @@ def test_unknown_adapter(backbone: SD3Backbone) -> None:
     x, t = point(backbone)
     with pytest.raises(InvalidInput, match="no adapter 'nobody'"):
         backbone.velocity(x, t, backbone.encode_text(["heart", "ring"]), "nobody")
+
+
+def test_a_scaled_lora_acts_as_one_with_scaled_weights(backbone: SD3Backbone) -> None:
+    x, t = point(backbone)
+    text = backbone.encode_text(["a star", "snow background"])
+    add(backbone, "a")
+    trained, base = backbone.velocity(x, t, text, "a"), backbone.velocity(x, t, text, None)
+    backbone.scale_adapter("a", 0.25)
+    scaled = backbone.velocity(x, t, text, "a")
+    backbone.scale_adapter("a", 0.0)
+    assert torch.equal(backbone.velocity(x, t, text, "a"), base)
+    backbone.scale_adapter("a", 1.0)
+    assert torch.equal(backbone.velocity(x, t, text, "a"), trained)
+    add(backbone, "b", scale=0.025)  # the same numbers, a quarter of the size
+    torch.testing.assert_close(backbone.velocity(x, t, text, "b"), scaled, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(scaled, trained, atol=1e-4)
+
+
+def test_what_has_no_lora_cannot_be_scaled(backbone: SD3Backbone) -> None:
+    blocks, rows, width = backbone.adapted.embedding_shape
+    backbone.create_adapter("e", concept="e", lora=None, embeddings_NRD=torch.ones(blocks, rows, width), seed=0)
+    with pytest.raises(InvalidInput, match="no LoRA"):
+        backbone.scale_adapter("e", 0.5)

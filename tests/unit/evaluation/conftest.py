@@ -38,7 +38,11 @@ class ColouringBackbone:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     calls: list[tuple[str | None, tuple[str, ...]]] = field(default_factory=list)
     fail_after: int | None = None
+    scale: float = 1.0
     _prompts: dict[int, str] = field(default_factory=dict)
+
+    def scale_adapter(self, name: str, factor: float) -> None:
+        self.scale = factor
 
     def encode_text(self, prompts: Sequence[str]) -> TextEncoding:
         numbers = []
@@ -69,7 +73,7 @@ class ColouringBackbone:
             plain = prompt.replace("[V] ", "").replace(", in [V] style", "")
             colour = torch.rand(3, 1, 1, generator=_seeded(plain)) * 2 - 1
             if adapter is not None and "[V]" in prompt:
-                colour = colour + torch.tensor([0.6, -0.3, 0.2])[:, None, None]
+                colour = colour + self.scale * torch.tensor([0.6, -0.3, 0.2])[:, None, None]
             noise = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
             noise = torch.nn.functional.interpolate(noise, (SIDE, SIDE), mode="bicubic")[0]
             images.append((0.6 * colour + 0.4 * noise).clamp(-1, 1))
@@ -154,6 +158,18 @@ def save_vit(folder: Path) -> None:
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
+def save_style_encoder(folder: Path) -> None:
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(5)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8,
+        projection_dim=12,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
 def save_segformer(folder: Path) -> None:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
@@ -199,7 +215,7 @@ def save_sam(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def evaluator_models(session_folder: Path) -> Path:
-    """A folder with `clip`, `dino`, `vit`, `segmenter` and `sam`, randomly initialised."""
+    """A folder with `clip`, `dino`, `vit`, `csd`, `segmenter` and `sam`, randomly initialised."""
     folder = session_folder / "evaluators"
     with FileLock(session_folder / "evaluators.lock"):
         if not folder.exists():
@@ -208,6 +224,7 @@ def evaluator_models(session_folder: Path) -> Path:
                 ("clip", save_clip),
                 ("dino", save_dinov2),
                 ("vit", save_vit),
+                ("csd", save_style_encoder),
                 ("segmenter", save_segformer),
                 ("sam", save_sam),
             ):

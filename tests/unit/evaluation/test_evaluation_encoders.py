@@ -128,9 +128,9 @@ def test_what_is_no_evaluator_is_named(evaluator_models: Path, tmp_path: Path) -
 
 
 def test_a_profile_may_name_every_evaluator(evaluator_models: Path, tmp_path: Path) -> None:
-    clip, dino = str(evaluator_models / "clip"), str(evaluator_models / "dino")
+    clip, dino, style = (str(evaluator_models / name) for name in ("clip", "dino", "csd"))
     settings = EvaluatorSettings(
-        clip=clip, dino=dino, segmenter=str(evaluator_models / "sam"), hps=clip, pickscore=clip, csd=dino
+        clip=clip, dino=dino, segmenter=str(evaluator_models / "sam"), hps=clip, pickscore=clip, csd=style
     )
     loaded = load_evaluators(settings, tmp_path, CPU)
     assert set(loaded.info) == {"clip", "dino", "segmenter", "csd", "hps", "pickscore"}

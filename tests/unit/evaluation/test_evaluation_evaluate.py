@@ -52,7 +52,7 @@ class BrightnessOracle:
 @pytest.fixture(scope="session")
 def evaluators(evaluator_models: Path) -> Evaluators:
     names = {name: str(evaluator_models / name) for name in ("clip", "dino", "segmenter")}
-    names |= {"csd": str(evaluator_models / "vit"), "pickscore": names["clip"]}
+    names |= {"csd": str(evaluator_models / "csd"), "pickscore": names["clip"], "hps": names["clip"]}
     loaded = load_evaluators(EvaluatorSettings(**names), Path("/"), torch.device("cpu"))
     return dataclasses.replace(loaded, oracle=BrightnessOracle())
 
@@ -116,11 +116,12 @@ def test_an_adapter_without_effect_preserves_everything(backbone, concept, profi
 
     result = evaluate(Untouched(), "x", concept, profile, tmp_path, tmp_path / "cache", evaluators=evaluators)
     metrics = result.metrics
-    for key in ("clip_t_delta", "pickscore_delta", "accuracy_delta", "outside_distance", "kl", "prior_distance"):
+    for key in ("clip_t_delta", "hps_delta", "pickscore_delta", "accuracy_delta", "outside_distance", "kl",
+                "prior_distance", "prior_hps_delta"):  # fmt: skip
         assert metrics[f"preservation/{key}"] == pytest.approx(0, abs=1e-9), key
     for key in ("seg_cons", "seg_cons_background", "prior_seg_cons"):
         assert metrics[f"preservation/{key}"] == pytest.approx(100), key
-    for key in ("fidelity/clip_i", "fidelity/dino", "fidelity/dino_masked"):
+    for key in ("fidelity/clip_i", "fidelity/dino", "fidelity/dino_masked", "preservation/background_similarity"):
         assert metrics[key] == pytest.approx(metrics[f"{key}_original"])
     assert metrics["preservation/seg_cons_floor"] < 100
     assert metrics["preservation/kl_floor"] > 0.01
@@ -162,6 +163,40 @@ def test_styles_are_judged_as_styles(backbone, concept, profile, evaluators, tmp
     assert "fidelity/dino_masked" not in result.metrics
     assert "preservation/outside_distance" not in result.metrics
     assert all(", in [V] style" in row["complete"] for row in result.rows if row["has_concept"])
+
+
+def test_at_scale_zero_nothing_is_changed_and_the_adapter_is_left_as_it_was(
+    backbone, concept, profile, evaluators, tmp_path
+) -> None:
+    def at(scale: float) -> EvaluationResult:
+        return evaluate(
+            backbone, "x", concept, profile, tmp_path / "out", tmp_path / "cache", evaluators=evaluators,
+            adapter_digest="d" * 64, adapter_scale=scale,
+        )  # fmt: skip
+
+    none, half, full = (at(scale) for scale in (0.0, 0.5, 1.0))
+    assert backbone.scale == 1
+    assert none.settings["adapter_scale"] == 0
+    assert none.metrics["preservation/clip_t_delta"] == pytest.approx(0, abs=1e-9)
+    assert none.metrics["fidelity/dino"] == pytest.approx(none.metrics["fidelity/dino_original"])
+    assert none.metrics["preservation/outside_distance"] == 0
+    assert half.metrics["preservation/kl"] < full.metrics["preservation/kl"]
+    assert at(1.0).to_json() == full.to_json(), "a picture of another scale is not taken for one of this"
+
+
+def test_another_seed_is_the_floor_not_the_customized_picture(backbone, concept, profile, evaluators, tmp_path) -> None:
+    """The floor of every metric is what the original model gives from another seed: were it the customized picture."""
+
+    class Reseeded(type(backbone)):
+        def sample(self, text: Any, negative: Any, *, seeds: Sequence[int], adapter: str | None, **rest: Any) -> Any:
+            other = [seed + 1 for seed in seeds] if adapter else list(seeds)
+            return super().sample(text, negative, seeds=other, adapter=None, **rest)
+
+    metrics = evaluate(Reseeded(), "x", concept, profile, tmp_path, tmp_path / "cache", evaluators=evaluators).metrics
+    assert 0 < metrics["preservation/prior_distance"] < 2 * metrics["preservation/prior_distance_floor"]
+    assert metrics["preservation/prior_distance"] > 0.5 * metrics["preservation/prior_distance_floor"]
+    assert metrics["preservation/seg_cons"] < 100
+    assert metrics["preservation/kl"] < 3 * metrics["preservation/kl_floor"] + 1
 
 
 def test_the_same_evaluation_twice_gives_the_same_numbers(backbone, concept, profile, evaluators, tmp_path) -> None:

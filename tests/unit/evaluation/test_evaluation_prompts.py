@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from components.concepts.texts import derive_texts
 from components.errors import InvalidInput
 from components.evaluation.prompts import load_prompts
+from components.world.family import TEXT_LENGTH, clip_tokenizer
 from components.world.oracle import attribute_labels
-from components.world.vocabulary import words
+from components.world.vocabulary import BACKGROUNDS, words
 
 
 def prompt_file(folder: Path, categories: str) -> Path:
@@ -91,8 +93,14 @@ def test_prompts_with_and_without_the_concept_are_both_needed(tmp_path: Path, ca
         load_prompts(prompt_file(tmp_path, categories)).for_concept("instance", "star")
 
 
-@pytest.mark.parametrize("name", ["world", "subjects"])
-@pytest.mark.parametrize("kind", ["instance", "style"])
+SHIPPED = [
+    *((name, kind) for name in ("world", "subjects") for kind in ("instance", "style")),
+    ("dreambench-objects", "instance"),
+    ("dreambench-live", "instance"),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), SHIPPED)
 def test_shipped_sets_derive_the_texts_that_training_derives(repository: Path, name: str, kind: str) -> None:
     class_word = "star" if kind == "instance" else "painting"
     prompts = load_prompts(repository / "profiles" / "prompts" / f"{name}.yaml").for_concept(kind, class_word)
@@ -114,3 +122,48 @@ def test_the_worlds_prompts_are_in_its_vocabulary_and_judgeable(repository: Path
         for attribute, label in prompt.expect.items():
             assert label in labels[attribute], (prompt.complete, attribute)
             assert label in prompt.base, "an expectation is said in the text"
+
+
+@pytest.mark.parametrize("kind", ["instance", "style"])
+def test_the_worlds_set_covers_its_categories_and_fits_the_text_encoders(repository: Path, kind: str) -> None:
+    prompts = load_prompts(repository / "profiles/prompts/world.yaml").for_concept(kind, "star")
+    assert len(prompts) >= 150
+    counts = Counter(prompt.category for prompt in prompts)
+    assert list(counts) == ["background", "position", "company", "colour change", "property", "style", "composition",
+                            "without the concept"]  # fmt: skip
+    assert min(counts.values()) >= 15
+    for background in BACKGROUNDS:
+        assert sum(prompt.expect.get("background") == background for prompt in prompts) >= 10, background
+    tokenizer = clip_tokenizer()
+    for prompt in prompts:
+        tokens = tokenizer(prompt.complete.replace("[V]", "sks"))["input_ids"]
+        assert len(tokens) <= TEXT_LENGTH, prompt.complete
+
+
+@pytest.mark.parametrize(("name", "last"), [("objects", "a cube shaped [V] vase"), ("live", "a cube shaped [V] vase")])
+def test_dreambench_has_its_25_prompts(repository: Path, name: str, last: str) -> None:
+    prompts = load_prompts(repository / f"profiles/prompts/dreambench-{name}.yaml").for_concept("instance", "vase")
+    texts = [prompt.complete for prompt in prompts if prompt.has_concept]
+    assert len(texts) == 25
+    assert {"a [V] vase in the jungle", "a purple [V] vase", last} <= set(texts)
+    assert ("a [V] vase wearing a santa hat" in texts) is (name == "live")
+
+
+def test_a_profile_may_take_the_first_of_each_category(tmp_path: Path) -> None:
+    prompt_set = load_prompts(
+        prompt_file(
+            tmp_path,
+            '  a:\n    - {template: "a {concept}"}\n    - {template: "x{style}"}\n    - {template: "one"}\n'
+            '    - {template: "b {concept}"}\n    - {template: "c {concept}"}\n'
+            '  b:\n    - {template: "d {concept}"}\n    - {template: "two"}\n    - {template: "three"}\n',
+        )
+    )
+
+    def texts(**limits: int) -> list[str]:
+        return [prompt.base for prompt in prompt_set.for_concept("instance", "star", **limits)]
+
+    assert texts() == ["a star", "one", "b star", "c star", "d star", "two", "three"]
+    assert texts(per_category=2) == ["a star", "one", "b star", "d star", "two", "three"]
+    assert texts(per_category=1, without_concept=2) == ["a star", "one", "d star", "two"]
+    chosen = prompt_set.for_concept("instance", "star", per_category=1)
+    assert [prompt.index for prompt in chosen] == list(range(len(chosen)))

@@ -1,0 +1,293 @@
+"""The sections of a benchmark's report, each a pure function of tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from components.evaluation.cells import COSTS, ERROR, KEYS, at_budget, failed, measured, methods_of
+from components.evaluation.charts import Cloud, Series, line_chart, scatter_chart
+from components.evaluation.curves import Axes, common_fidelity, compare, damage_at_fidelity, hypervolumes
+from components.evaluation.document import Chart, Part, Section, Sheet, Table
+from components.evaluation.lambda_study import COSINE, LAMBDA, correlation_with, lambda_course
+from components.evaluation.leakage import LEAKAGE, leakage_table
+from components.evaluation.metrics import METRICS
+from components.evaluation.paper_table import COLUMNS, FURTHER, PAPER, paper_table, written
+
+_KINDS = {"instance": "Instance concepts", "style": "Style concepts"}
+_COST_NAMES = dict(zip(COSTS, ("seconds a step", "seconds in all", "peak memory, MiB", "adapter, MiB"), strict=True))
+
+
+def figure(value: float, digits: int = 3) -> str:
+    """A figure to `digits` significant digits; empty where there is none."""
+    if not math.isfinite(value):
+        return ""
+    text = f"{value:.{digits}g}"
+    if "e" in text:
+        text = f"{value:.0f}" if abs(value) >= 1 else f"{value:.1e}"
+    return text.replace("-", "\N{MINUS SIGN}", 1) if text.startswith("-") else text
+
+
+def _spread(values: pd.Series) -> str:
+    """Mean ± standard deviation of figures per seed."""
+    mean, deviation = float(values.mean()), float(values.std(ddof=1))
+    return figure(mean) + (f" ± {figure(deviation, 2)}" if math.isfinite(deviation) else "")
+
+
+def _label(metric: str) -> str:
+    if metric not in METRICS:
+        return metric
+    return METRICS[metric].label + (", other prompts" if "/prior_" in metric else "")
+
+
+def single_points(cells: pd.DataFrame) -> Section:
+    """The paper's table, instances and styles, with its own figures to fold out."""
+    parts: list[Part] = []
+    for kind, title in _KINDS.items():
+        columns = COLUMNS[kind] + FURTHER[kind]
+        table = paper_table(cells, kind)
+        if table.empty:
+            continue
+        parts.append(Table(*written(table, columns), title=title))
+        note = "Stable Diffusion 3.5 Medium on DreamBenchPCC: only signs and order can be compared."
+        parts.append(Table(*written(PAPER[kind], COLUMNS[kind]), title=f"{title} in the paper", text=note, folded=True))
+    return Section(
+        "Single points",
+        "Each method at the end of its budget, acting as trained: the mean over concepts, and the standard deviation "
+        "of that mean over seeds. One point proves nothing by itself: a method stopped earlier preserves more.",
+        parts,
+    )
+
+
+HOW_CURVES_ARE_READ = (
+    "Every training step and every inference scale of a method is a point, and methods are compared by their best "
+    "points. Hypervolume: the share of the plane up to the reference point that a curve dominates; mean over concepts "
+    "± standard deviation over seeds. Shared fidelity: the highest that all methods reach on a concept. The tests pair "
+    "concepts, each the mean over its seeds: p by random signs of the differences (two-sided; with n concepts never "
+    "below 2 / 2^n), effect the rank-biserial correlation, Holm's correction over the methods."
+)
+
+
+def frontier_section(cells: pd.DataFrame, axes: Axes, levels: Sequence[float], baseline: str) -> Section:
+    """The curves of all methods in one plane, their figures, and the paired tests."""
+    volumes = hypervolumes(cells, axes)
+    if volumes.empty:
+        return Section(_title(axes), "Nothing was measured.", [])
+    shared = common_fidelity(cells, axes)
+    matched = damage_at_fidelity(cells, axes, shared)
+    by_level = {level: damage_at_fidelity(cells, axes, level) for level in levels}
+    tests = compare(volumes, "hypervolume", baseline, better="higher").set_index("method")
+    at_shared = compare(matched, "damage", baseline, better="lower").set_index("method")
+    head = ["method", "hypervolume", "damage at the shared fidelity", *(f"damage at {level:g}" for level in levels)]
+    head += [f"hypervolume: wins against {baseline}", "difference", "effect", "p", "p (Holm)", "at shared fidelity: p"]
+    rows = []
+    for method in methods_of(volumes):
+        row = [method, _over_seeds(volumes, method, "hypervolume"), _over_seeds(matched, method, "damage")]
+        row += [_reached(by_level[level], method) for level in levels]
+        if method in tests.index:
+            test = tests.loc[method]
+            row += [f"{100 * test['wins']:.0f} % of {test['concepts']:.0f}"]
+            row += [figure(float(test[name])) for name in ("difference", "effect", "p_permutation", "p_holm")]
+            row += [figure(float(at_shared.loc[method, "p_permutation"])) if method in at_shared.index else ""]
+        else:
+            row += ["", "", "", "", "", ""]
+        rows.append(row)
+    text = (
+        f"Across: {axes.fidelity}, better high. Up: damage to {axes.preservation}, better low. Reference point of the "
+        f"hypervolume: fidelity {axes.least:g}, damage {axes.worst:g}."
+    )
+    parts: list[Part] = [
+        Chart("All methods, means over concepts and seeds", curve_chart(cells, axes)),
+        Table(head, rows),
+    ]
+    for concept, own in cells.groupby("concept", sort=False):
+        parts.append(Chart(str(concept), curve_chart(own, axes, title=str(concept))))
+    return Section(_title(axes), text, parts)
+
+
+def _title(axes: Axes) -> str:
+    return f"{_label(axes.preservation)} against {_label(axes.fidelity)}"
+
+
+def _over_seeds(figures: pd.DataFrame, method: str, column: str) -> str:
+    own = figures[figures["method"] == method].dropna(subset=[column])
+    return _spread(own.groupby("seed")[column].mean()) if len(own) else ""
+
+
+def _reached(figures: pd.DataFrame, method: str) -> str:
+    own = figures[figures["method"] == method]
+    reached = own.dropna(subset=["damage"])
+    if reached.empty:
+        return "not reached"
+    partial = "" if len(reached) == len(own) else f" ({len(reached)} of {len(own)})"
+    return figure(float(reached["damage"].mean())) + partial
+
+
+def curve_chart(cells: pd.DataFrame, axes: Axes, title: str = "") -> str:
+    """A path per method through its points, the mean over concepts and seeds at each step; scales apart, in one colour;
+    single cells are faint."""
+    points, clouds = axes.points(cells), []
+    for number, method in enumerate(methods_of(measured(cells))):
+        own = points[points["method"] == method]
+        clouds.append(Cloud("", *_columns(own), number, joined=False))
+        means = own.groupby(["step", "scale"], as_index=False)[["fidelity", "damage"]].mean()
+        trained = means[means["scale"] == 1].sort_values("step")
+        clouds.append(Cloud(method, *_columns(trained), number))
+        steps = sorted(set(means[means["scale"] != 1]["step"]))
+        scaled = (means[means["step"] == step].sort_values("scale") for step in steps)
+        clouds += [Cloud(method, *_columns(path), number) for path in scaled]
+    return scatter_chart(
+        title or axes.name, clouds, f"{_label(axes.fidelity)} →", f"damage: {_label(axes.preservation)}"
+    )
+
+
+def _columns(points: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return points["fidelity"].to_numpy(dtype=np.float64), points["damage"].to_numpy(dtype=np.float64)
+
+
+def lambda_section(history: pd.DataFrame, cells: pd.DataFrame, axes: Axes) -> Section:
+    """lambda* over the steps for every concept, its statistics, and what it goes along with."""
+    course = lambda_course(history)
+    if course.empty:
+        return Section("λ*", "No run logged it.", [])
+    names = [name for name in course if name not in ("method", "concept", "seed")]
+    rows = [
+        [f"{row['method']}, {row['concept']}, seed {row['seed']}", *(figure(float(row[name])) for name in names)]
+        for _, row in course.iterrows()
+    ]
+    parts: list[Part] = []
+    methods = methods_of(course)
+    for concept, part in history[history["method"].isin(methods)].groupby("concept", sort=False):
+        for key, title in ((LAMBDA, "λ*"), (COSINE, "guidance cosine")):
+            if key not in part:
+                continue
+            table = part.pivot_table(index="step", columns="method", values=key, aggfunc="mean")
+            series = [
+                Series(name, table[name].to_numpy(dtype=np.float64) if name in table else np.full(len(table), np.nan))
+                for name in methods
+            ]
+            chart = line_chart(f"{concept}: {title}", [float(step) for step in table.index], series)
+            parts.append(Chart(f"{concept}: {title}", chart, text=_legend(methods)))
+    points = at_budget(cells)
+    found = []
+    for metric in (axes.fidelity, axes.preservation):
+        if metric in points:
+            for column in ("end", "unrest", "cosine_end"):
+                if column in course:
+                    result = correlation_with(course, points, metric, column)
+                    texts = [figure(result[name]) for name in ("runs", "spearman", "p")]
+                    found.append([f"{column} and {metric}", *texts])
+    parts.insert(0, Table(["run", *names], rows, title="Course of each run", folded=len(rows) > 8))
+    if found:
+        title = "What it goes along with, over runs (Spearman)"
+        parts.insert(1, Table(["pair", "runs", "correlation", "p"], found, title=title))
+    text = (
+        "How much of the extractor's guidance the model has taken up. `settled at`: the step from which the running "
+        "mean stays within a tenth of the end's value; `unrest`: standard deviation over the second half, by that "
+        "value; `pearson`, `spearman`: correlation of λ* and the guidance cosine over the steps."
+    )
+    return Section("λ*", text, parts)
+
+
+def _legend(methods: Sequence[str]) -> str:
+    return "" if len(methods) < 2 else "In the order of the colours: " + ", ".join(methods)
+
+
+def sensitivity_section(sensitivities: Mapping[str, pd.DataFrame], axes: Axes) -> Section:
+    """Fidelity and damage over one setting at a time, at the end of the budget.
+
+    Args:
+        sensitivities: name of the setting -> cells with a numeric column `value`.
+    """
+    parts: list[Part] = []
+    for name, cells in sensitivities.items():
+        points = axes.points(at_budget(cells))
+        rows = []
+        for value, own in points.groupby("value"):
+            by_seed = own.groupby("seed")[["fidelity", "damage"]].mean()
+            rows.append([f"{value:g}", str(len(own)), _spread(by_seed["fidelity"]), _spread(by_seed["damage"])])
+        parts.append(Table([name, "cells", _label(axes.fidelity), f"damage: {_label(axes.preservation)}"], rows, name))
+        for column, label in (("fidelity", axes.fidelity), ("damage", axes.preservation)):
+            title = f"{_label(label)} over {name}"
+            clouds = []
+            for number, (concept, own) in enumerate(points.groupby("concept", sort=False), 1):
+                means = own.groupby("value", as_index=False)[column].mean()
+                x, y = (means[key].to_numpy(dtype=np.float64) for key in ("value", column))
+                clouds.append(Cloud(str(concept), x, y, number))
+            means = points.groupby("value", as_index=False)[column].mean()
+            x, y = (means[key].to_numpy(dtype=np.float64) for key in ("value", column))
+            clouds.append(Cloud("mean", x, y, 0))
+            what = _label(label) if column == "fidelity" else f"damage: {_label(label)}"
+            parts.append(Chart(title, scatter_chart(title, clouds, name, what)))
+    return Section("Sensitivity", "One setting varied, all else as in the profile, at the end of the budget.", parts)
+
+
+def category_section(categories: pd.DataFrame, metrics: Sequence[str]) -> Section:
+    """Method x category of prompts, for a few metrics.
+
+    Args:
+        categories: columns method, concept, seed, category, metric, value (`result.category_rows`).
+    """
+    parts: list[Part] = []
+    for metric in metrics:
+        own = categories[categories["metric"] == metric]
+        if own.empty:
+            continue
+        table = own.pivot_table(index="method", columns="category", values="value", aggfunc="mean", sort=False)
+        rows = [[str(method), *(figure(float(value)) for value in row)] for method, row in table.iterrows()]
+        parts.append(Table(["method", *map(str, table.columns)], rows, title=_label(metric)))
+    return Section("Categories of prompts", "Means over concepts and seeds.", parts)
+
+
+def leakage_section(cells: pd.DataFrame) -> Section:
+    """What of the references' background comes along."""
+    table = leakage_table(at_budget(cells))
+    measures = [measure for measure in LEAKAGE if measure in table]
+    head = ["method", "concepts", *(text for name in measures for text in (_label(name), "beyond the original"))]
+    rows = [
+        [
+            str(row["method"]),
+            str(row["concepts"]),
+            *(figure(float(row[key])) for name in measures for key in (name, f"{name}/excess")),
+        ]
+        for _, row in table.iterrows()
+    ]
+    text = (
+        "How much of the references' background stands in pictures whose prompt asks for another one, and how much "
+        "more that is than in the original model's pictures of the same prompts."
+    )
+    return Section("Leakage", text, [Table(head, rows)] if measures else [])
+
+
+def cost_section(cells: pd.DataFrame) -> Section:
+    """What each method costs, from the same runs."""
+    usual = at_budget(cells)
+    shown = [cost for cost in COSTS if cost in usual and usual[cost].notna().any()]
+    rows = []
+    for method in methods_of(usual):
+        own = usual[usual["method"] == method]
+        rows.append([method, f"{own['step'].mean():.0f}", *(_spread(own[cost].dropna()) for cost in shown)])
+    head = ["method", "steps", *(_COST_NAMES[cost] for cost in shown)]
+    return Section("Cost", "Mean ± standard deviation over cells.", [Table(head, rows)] if shown else [])
+
+
+def sheet_section(sheets: Mapping[str, Path]) -> Section:
+    """Pictures side by side."""
+    text = "A row per prompt, a column per method, the same seed along a row."
+    return Section("Pictures", text, [Sheet(title, file) for title, file in sheets.items()])
+
+
+def failure_section(cells: pd.DataFrame) -> Section:
+    """The cells that could not be measured."""
+    lost = failed(cells)
+    rows = [[*(str(row[key]) for key in KEYS), str(row[ERROR])] for _, row in lost.iterrows()]
+    return Section("Failed cells", f"{len(lost)} of {len(cells)}.", [Table([*KEYS, "reason"], rows)])
+
+
+def not_empty(sections: Sequence[Section]) -> Iterator[Section]:
+    """The sections that have something to show."""
+    return (section for section in sections if section.parts)

@@ -1,0 +1,118 @@
+"""A report as a neutral document: sections of tables, charts and pictures, written as one HTML page or as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from components.evaluation.charts import standalone
+from components.evaluation.paper_table import markdown
+from components.files import write_text
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts under headings; the first column names the row, the others are figures.
+
+    Attributes:
+        folded: shown on demand (on the page).
+    """
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    text: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of `components.evaluation.charts`."""
+
+    title: str
+    svg: Markup
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A picture in a PNG file."""
+
+    title: str
+    file: Path
+    text: str = ""
+
+
+Part = Table | Chart | Sheet
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what it says, and its parts."""
+
+    title: str
+    text: str
+    parts: Sequence[Part]
+
+    @property
+    def anchor(self) -> str:
+        return _slug(self.title)
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def write_html(file: Path, *, title: str, lead: str, facts: Mapping[str, str], sections: Sequence[Section]) -> None:
+    """One page with everything in it, atomically."""
+
+    def embedded(sheet: Sheet) -> str:
+        return f"data:image/png;base64,{base64.b64encode(sheet.file.read_bytes()).decode()}"
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("components.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["table"] = lambda part: isinstance(part, Table)
+    environment.tests["chart"] = lambda part: isinstance(part, Chart)
+    page = environment.get_template("document.html.j2").render(
+        title=title, lead=lead, facts=list(facts.items()), sections=sections, embedded=embedded
+    )
+    write_text(file, page)
+
+
+def write_markdown(file: Path, *, title: str, lead: str, facts: Mapping[str, str], sections: Sequence[Section]) -> None:
+    """The same as Markdown; charts and pictures lie beside it, in a folder of the file's name."""
+    beside = file.with_suffix("")
+    lines = [f"# {title}", "", lead, ""]
+    lines += [f"- {name}: {value}" for name, value in facts.items()]
+    for section in sections:
+        lines += ["", f"## {section.title}", "", section.text]
+        for number, part in enumerate(section.parts):
+            lines.append("")
+            if isinstance(part, Table):
+                lines += [f"**{part.title}**", ""] if part.title else []
+                lines += [part.text, ""] if part.text else []
+                lines.append(markdown(list(part.head), [list(row) for row in part.rows]))
+            elif isinstance(part, Chart) and not str(part.svg).startswith("<svg"):
+                lines.append(f"{part.title}: nothing was measured.")
+            else:
+                name = f"{section.anchor}-{number}{'.svg' if isinstance(part, Chart) else '.png'}"
+                beside.mkdir(parents=True, exist_ok=True)
+                if isinstance(part, Chart):
+                    write_text(beside / name, standalone(part.svg))
+                else:
+                    shutil.copyfile(part.file, beside / name)
+                lines += [part.text, ""] if part.text else []
+                lines.append(f"![{part.title}]({beside.name}/{name})")
+    write_text(file, "\n".join(lines).rstrip() + "\n")
