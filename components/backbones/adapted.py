@@ -109,6 +109,8 @@ class AdaptedTransformer:
     ) -> Adapter:
         """Add an adapter, frozen: LoRA that changes nothing yet, embeddings and weight differences as given.
 
+        Embeddings with N = 1 act at the first block's input only; the later blocks see what becomes of them.
+
         Raises:
             ValueError: the name is taken, there is nothing in the adapter, or a shape or a weight's name is wrong.
         """
@@ -123,11 +125,12 @@ class AdaptedTransformer:
                 )
         embeddings = None
         if embeddings_NRD is not None:
-            if tuple(embeddings_NRD.shape) != self.embedding_shape:
+            first = (1, *self.embedding_shape[1:])
+            if tuple(embeddings_NRD.shape) not in (self.embedding_shape, first):
                 raise ValueError(f"embeddings {tuple(embeddings_NRD.shape)}, the base has {self.embedding_shape}")
             embeddings = ConceptEmbeddings(embeddings_NRD.to(self.device))
         if lora is not None:
-            lora_module.add_lora(self.transformer, name, rank=lora.rank, alpha=lora.alpha, seed=seed)
+            lora_module.add_lora(self.transformer, name, lora, seed=seed)
             self._switch.refresh()
         differences = {
             key: nn.Parameter(value.detach().to(self.device).float().clone(), requires_grad=False)

@@ -49,7 +49,7 @@ class AdapterFiles:
         base_fingerprint: the base the adapter belongs to.
         placeholder: the word that stands for the concept before the text encoders.
         rows: R, context rows per mention.
-        lora: rank and alpha, or None.
+        lora: rank, alpha and blocks, or None.
         lora_weights: `<module>.lora_A.weight` and so on -> tensor.
         embeddings_NRD: layer-wise embeddings, or None.
         weights: name of a weight of the base -> the difference to it.
@@ -84,7 +84,7 @@ def write(folder: Path, files: AdapterFiles) -> None:
     from diffusers import StableDiffusion3Pipeline
 
     weights = {name: _cpu(value) for name, value in files.lora_weights.items()}
-    config = lora_config(rank=files.lora.rank, alpha=files.lora.alpha)
+    config = lora_config(files.lora)
     config.inference_mode = True
     described = {**config.to_dict(), "target_modules": sorted(TARGETS)}  # peft keeps a set, in no order
     config.save_pretrained(str(folder))
@@ -175,12 +175,21 @@ def _read_lora(folder: Path) -> tuple[LoraSettings | None, dict[str, Tensor]]:
     except ValueError as error:
         raise InvalidInput(f"not JSON: {error}", file=folder / CONFIG) from error
     try:
-        lora = LoraSettings(rank=stated["r"], alpha=stated["lora_alpha"])
+        lora = LoraSettings(rank=stated["r"], alpha=stated["lora_alpha"], blocks=stated.get("layers_to_transform"))
     except (KeyError, ValueError) as error:
         raise InvalidInput(f"no rank and alpha: {error}", file=folder / CONFIG) from error
-    expected = lora_config(rank=lora.rank, alpha=lora.alpha).to_dict()
+    expected = lora_config(lora).to_dict()
     # what changes the arithmetic and is not what this project writes would be ignored in silence
-    for name in ("peft_type", "use_dora", "use_rslora", "bias", "lora_bias", "rank_pattern", "alpha_pattern"):
+    for name in (
+        "peft_type",
+        "use_dora",
+        "use_rslora",
+        "bias",
+        "lora_bias",
+        "rank_pattern",
+        "alpha_pattern",
+        "layers_pattern",
+    ):
         if name in stated and stated[name] != expected[name]:
             raise InvalidInput(f"{stated[name]!r} is not supported", file=folder / CONFIG, field=name)
     if set(stated.get("target_modules") or ()) != set(TARGETS):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from components.backbones import adapter_folder, base_folder, sampling
 from components.backbones.adapted import AdaptedTransformer
 from components.backbones.interface import Backbone, TextEncoding
+from components.backbones.lora import expected_modules
 from components.backbones.text_encoders import TextEncoders, load_tokenizer
 from components.errors import InvalidInput
 from components.settings import BaseSettings, LoraSettings
@@ -283,9 +284,18 @@ class SD3Backbone(Backbone):
             rows.append(self.adapted.context_rows(x_BCHW, t_B, text))
         return torch.stack(rows).mean(0)
 
-    def save_adapter(self, name: str, folder: Path) -> None:
-        """Write the weight files of the adapter into an existing folder; the caller adds the rest and the manifest."""
+    def save_adapter(self, name: str, folder: Path, *, blocks: Sequence[int] | None = None) -> None:
+        """Write the weight files of the adapter into an existing folder; the caller adds the rest and the manifest.
+
+        Args:
+            blocks: keep the LoRA of these blocks only.
+        """
         adapter = self.adapted[name]
+        lora, weights = adapter.lora, self.parameters(name).get("lora", {})
+        if lora is not None and blocks is not None:
+            lora = lora.model_copy(update={"blocks": tuple(blocks)})
+            kept = expected_modules(self.transformer, blocks)
+            weights = {key: value for key, value in weights.items() if key.rpartition(".lora_")[0] in kept}
         adapter_folder.write(
             folder,
             adapter_folder.AdapterFiles(
@@ -293,8 +303,8 @@ class SD3Backbone(Backbone):
                 base_fingerprint=self.fingerprint,
                 placeholder=self.settings.placeholder,
                 rows=self.tokenizer.rows_per_mention,
-                lora=adapter.lora,
-                lora_weights=dict(self.parameters(name).get("lora", {})),
+                lora=lora,
+                lora_weights=weights,
                 embeddings_NRD=adapter.embeddings.Y_NRD if adapter.embeddings is not None else None,
                 weights=adapter.weights,
             ),
