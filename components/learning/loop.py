@@ -180,7 +180,7 @@ class _Loop:
             return {}
         with self.average.applied(), self.accelerator.autocast():
             self.early.look(self.step)
-        return {"loss/validation": torch.tensor(self.early.latest, device=self.training.device)}
+        return {"loss/validation": torch.tensor(self.early.latest, dtype=torch.float64, device=self.training.device)}
 
     def _enable(self, step: int) -> None:
         """Let the groups train whose time has come."""

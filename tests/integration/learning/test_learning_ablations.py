@@ -66,7 +66,7 @@ def test_a_merged_extractor_learns_along_by_its_own_loss(
         own.backward()
         pure.total.backward()
         torch.testing.assert_close(step.total, own + pure.total)
-        assert float(step.metrics["loss/extractor"]) == pytest.approx(float(own))
+        assert float(step.metrics["loss/extractor"]) == pytest.approx(float(own.detach()))
         for value, grad in zip((*theirs, *ours), together, strict=True):
             torch.testing.assert_close(value.grad, grad, rtol=1e-4, atol=1e-7)
     finally:
