@@ -8,17 +8,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from components.errors import InvalidInput
 from components.files import digest_of
+from components.learning_settings import LearningSettings, LoraSettings, SamplingSettings, Settings
+
+__all__ = [
+    "BaseSettings",
+    "ConceptSettings",
+    "EvaluationSettings",
+    "EvaluatorSettings",
+    "Gate",
+    "LearningSettings",
+    "LoraSettings",
+    "Profile",
+    "SamplingSettings",
+    "load_profile",
+    "project_root",
+]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BaseSettings(_Settings):
+class BaseSettings(Settings):
     """The pre-trained flow model: a Hugging Face / diffusers folder or hub id."""
 
     path: str
@@ -30,54 +41,7 @@ class BaseSettings(_Settings):
     placeholder: str = Field(description="a word of the base's own vocabulary that stands where a concept is meant")
 
 
-class LoraSettings(_Settings):
-    rank: int = Field(4, ge=1)
-    alpha: float = Field(4.0, gt=0)
-
-
-class StageSettings(_Settings):
-    """One training stage; embeddings and LoRA have rates of their own."""
-
-    steps: int = Field(ge=1)
-    lora_learning_rate: float = Field(1e-4, gt=0)
-    embedding_learning_rate: float = Field(1e-3, gt=0)
-    warmup_steps: int = Field(0, ge=0)
-
-
-class ExtractorSettings(StageSettings):
-    """Stage 1 (METHOD section 3): what the representation extractor theta1 trains."""
-
-    trains: Literal["lora+embeddings", "embeddings", "lora"] = "lora+embeddings"
-
-
-class LearningSettings(_Settings):
-    method: Literal["purecc", "lora"] = "purecc"
-    original: Literal["trainable", "detached", "frozen"] = "frozen"
-    guidance: Literal["null", "class"] = "null"
-    eta: float = Field(1.0, ge=0)
-    lora: LoraSettings = LoraSettings()
-    extractor: ExtractorSettings
-    pure: StageSettings
-    batch_size: int = Field(2, ge=1)
-    gradient_accumulation: int = Field(1, ge=1)
-    gradient_clip: float = Field(1.0, gt=0)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    gradient_checkpointing: bool = False
-    logit_mean: float = 0.0
-    logit_std: float = Field(1.0, gt=0)
-    ema_decay: float | None = Field(None, gt=0, lt=1)
-    checkpoint_every: int = Field(50, ge=1)
-    preview_every: int = Field(0, ge=0, description="0: no previews")
-    snapshot_steps: list[int] = Field([], description="steps whose adapter is kept besides the last, for curves")
-
-
-class SamplingSettings(_Settings):
-    steps: int = Field(28, ge=1)
-    guidance_scale: float = Field(5.0, ge=0)
-    batch_size: int = Field(8, ge=1)
-
-
-class EvaluatorSettings(_Settings):
+class EvaluatorSettings(Settings):
     """Evaluators by folder or hub id; one that is not set gives no metric."""
 
     clip: str
@@ -89,7 +53,7 @@ class EvaluatorSettings(_Settings):
     pickscore: str | None = Field(None, description="a preference model in CLIP layout")
 
 
-class EvaluationSettings(_Settings):
+class EvaluationSettings(Settings):
     prompts: str = Field(description="the prompt set, a YAML file")
     prompts_per_category: int | None = Field(
         None, ge=1, description="of prompts with the concept, the first ones; None: all"
@@ -100,7 +64,7 @@ class EvaluationSettings(_Settings):
     evaluators: EvaluatorSettings
 
 
-class Gate(_Settings):
+class Gate(Settings):
     """Bounds of one metric: absolute, and against the current champion."""
 
     minimum: float | None = None
@@ -109,7 +73,7 @@ class Gate(_Settings):
     better: Literal["higher", "lower"] = "higher"
 
 
-class ConceptSettings(_Settings):
+class ConceptSettings(Settings):
     """What a concept folder has to satisfy beyond its schema."""
 
     minimum_references: int = Field(2, ge=1)
@@ -122,7 +86,7 @@ class ConceptSettings(_Settings):
     class_words: list[str] | None = Field(None, description="the words the base can draw; None: any word")
 
 
-class Profile(_Settings):
+class Profile(Settings):
     name: str
     seed: int = Field(0, ge=0)
     base: BaseSettings
@@ -174,8 +138,11 @@ def _override(content: dict[str, Any], assignment: str) -> None:
 def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     """Read `profiles/<name>.yaml` (or the YAML file at the path `name`), apply `KEY=VALUE` overrides, validate.
 
+    A profile may state what only other methods read, so that its method can be changed; an override may not.
+
     Raises:
-        InvalidInput: no such profile, not YAML, an unknown key or a wrong type; the file and the field are named.
+        InvalidInput: no such profile, not YAML, an unknown key or a wrong type, settings that contradict each other, or
+            an override that would be ignored; the file and the field are named.
     """
     folder = project_root() / "profiles"
     file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
@@ -191,11 +158,24 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     for assignment in overrides:
         _override(content, assignment)
     try:
-        return Profile.model_validate(content)
+        profile = Profile.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         mend = "remove the key or correct its name" if first["type"] == "extra_forbidden" else "correct the value"
         value = first.get("input")
         shown = "" if isinstance(value, dict) else f", got {value!r}"
-        raise InvalidInput(f"{first['msg']}{shown}", file=file, field=field, mend=mend) from error
+        raise InvalidInput(
+            f"{first['msg'].removeprefix('Value error, ')}{shown}", file=file, field=field, mend=mend
+        ) from error
+    for assignment in overrides:
+        _refuse_unread(profile.learning, assignment.partition("=")[0])
+    return profile
+
+
+def _refuse_unread(learning: LearningSettings, key: str) -> None:
+    for name, why in learning.unread().items():
+        if key == f"learning.{name}" or key.startswith(f"learning.{name}."):
+            raise InvalidInput(
+                f"it would be ignored: {why}", field=f"--set {key}", mend="leave it out, or choose another method"
+            )

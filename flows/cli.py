@@ -12,7 +12,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -85,6 +85,10 @@ def generate(
     original: Annotated[bool, typer.Option("--original", help="the original model's image of the same text")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="default: the profile's")] = None,
     guidance: Annotated[float | None, typer.Option(min=0.0, help="guidance scale; default: the profile's")] = None,
+    compose: Annotated[
+        Literal["merge", "fusion", "switch", "composite"],
+        typer.Option(help="how the adapters of several concepts act together"),
+    ] = "merge",
     profile: ProfileName = DEFAULT_PROFILE,
     overrides: Set = None,
     as_json: Json = False,
@@ -99,7 +103,9 @@ def generate(
                 raise WrongUse(f"{out}: the image is a PNG: give a name that ends in .png")
         from flows.generate import generate as draw
 
-        facts = draw(root, settings, prompt, seed=seed, out=out, original=original, steps=steps, guidance=guidance)
+        facts = draw(
+            root, settings, prompt, seed=seed, out=out, original=original, steps=steps, guidance=guidance, how=compose
+        )
         output.result(facts, lambda: stdout.print(f"{escape(facts['file'])}  {escape(facts['note'])}".rstrip()))
 
 

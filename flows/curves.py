@@ -77,7 +77,7 @@ def read_plan(file: Path) -> Plan:
 def snapshots(backbone: SD3Backbone, concept: Concept, profile: Profile, work: Path) -> Iterator[tuple[int, Path]]:
     """Train a variant; step -> adapter folder, of each kept step of its last stage."""
     extractor = None
-    if profile.learning.method != "lora":
+    if profile.learning.has_extractor:
         first = profile.learning.extractor
         name = f"extractor-{first.trains}-{first.steps}-{profile.digest('seed', 'learning')[:12]}"
         extractor = train_extractor(backbone, concept, profile, work / name, NullTracker())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from components.concepts.schema import read_concept_file
 from components.concepts.texts import mentions, without_mentions
 from components.errors import InvalidInput
 from components.settings import Profile
@@ -23,16 +24,17 @@ def generate(
     original: bool = False,
     steps: int | None = None,
     guidance: float | None = None,
+    how: str = "merge",
 ) -> dict[str, Any]:
     """Draw one image and write it as PNG.
 
-    The first concept's adapter acts whole; of further ones the concept embeddings act, on the first one's LoRA.
-
     Args:
+        how: in which way the adapters of several concepts act together, see `components.backbones.composition`.
         original: draw the prompt without its concepts by the untouched base: the other half of a same-seed pair.
 
     Returns:
-        file, prompt as drawn, seed, versions of the champions, and a note for a person.
+        file, prompt as drawn, seed, versions of the champions, how several act together (None for one), and a note
+        for a person.
 
     Raises:
         WrongUse: `[V]` in the prompt, or a concept without a champion.
@@ -51,11 +53,7 @@ def generate(
     drawn = _plain(prompt, root, names) if original else prompt
     adapter = None
     if not original:
-        store = open_store(root)
-        for name in names:
-            with registry.adapter_folder(store, name, versions[name]) as folder:
-                backbone.load_adapter(folder, name)
-        adapter = names[0] if names else None
+        adapter = _load(backbone, root, versions, how)
     sampling = profile.evaluation.sampling
     images_BCHW = backbone.sample(
         backbone.encode_text([drawn]),
@@ -72,8 +70,27 @@ def generate(
         "seed": seed,
         "original": original or not names,
         "versions": {} if original else versions,
-        "note": _note(names, versions, original),
+        "compose": how if len(names) > 1 and not original else None,
+        "note": _note(names, versions, original, how),
     }
+
+
+def _load(backbone: Any, root: Path, versions: dict[str, int], how: Any) -> str | None:
+    """Load the champions; the name under which they act."""
+    from components.backbones.composition import compose
+
+    store = open_store(root)
+    texts = {}
+    for name, number in versions.items():
+        with registry.adapter_folder(store, name, number) as folder:
+            backbone.load_adapter(folder, name)
+            fields, _ = read_concept_file(folder)
+        texts[name] = f"<{name}> {fields.get('class_word', '')}".strip()
+    if len(versions) < 2:
+        return next(iter(versions), None)
+    together = "+".join(versions)
+    compose(backbone, together, list(versions), how, texts=texts)
+    return together
 
 
 def _champions(root: Path, names: list[str]) -> dict[str, int]:
@@ -100,8 +117,8 @@ def _plain(prompt: str, root: Path, names: list[str]) -> str:
     return without_mentions(prompt, kind="style" if "style" in kinds else "instance")
 
 
-def _note(names: list[str], versions: dict[str, int], original: bool) -> str:
+def _note(names: list[str], versions: dict[str, int], original: bool, how: str) -> str:
     if original or not names:
         return "by the original model"
     note = ", ".join(f"<{name}> version {versions[name]}" for name in names)
-    return note if len(names) == 1 else f"{note}; LoRA of <{names[0]}>, of the others only the embeddings"
+    return note if len(names) == 1 else f"{note}; together by {how}"

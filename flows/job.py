@@ -7,22 +7,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from components.backbones import base_folder
 from components.concepts.concept import Concept, fingerprint, load_concept
 from components.files import digest_of, sha256_file, write_json
 from components.provenance import CodeVersion, code_version
 from components.settings import Profile, load_profile, project_root
+from components.tracking.registry import content_digest
 from flows.stages import Stage
 
 # Raise the number of a stage when a change of code changes what it makes from the same inputs.
 VERSIONS = {"validation": 1, "extractor": 1, "pure-learning": 1, "evaluation": 2, "measurement": 1}
 
-# What a stage's result does not depend on; everything else of the section counts, so that a new setting does too.
-_COURSE = {"checkpoint_every", "preview_every", "snapshot_steps"}
-_NOT_EXTRACTOR = _COURSE | {"method", "original", "guidance", "eta", "pure"}
-_NOT_LORA = {"original", "guidance", "eta"}
 _WHERE = {"path", "revision", "device"}  # of the base: its fingerprint counts instead
 
 
@@ -54,14 +51,14 @@ class Job:
 
     @property
     def trains_extractor(self) -> bool:
-        return self.profile.learning.method != "lora"
+        return self.profile.learning.has_extractor
 
     def validation(self) -> Stage:
         return self._stage("validation", {"data": self.data, "concepts": _dump(self.profile.concepts)})
 
     def extractor(self) -> Stage:
         """Stage 1: it does not depend on how stage 2 uses it."""
-        return self._stage("extractor", {**self._training(_NOT_EXTRACTOR)})
+        return self._stage("extractor", self._training("extractor"))
 
     def pure(self, extractor: str | None) -> Stage:
         """Stage 2.
@@ -69,8 +66,7 @@ class Job:
         Args:
             extractor: content digest of stage 1's adapter; None where the method has none.
         """
-        left_out = _COURSE | {"extractor"} | (_NOT_LORA if extractor is None else set())
-        return self._stage("pure-learning", {**self._training(left_out), "extractor": extractor})
+        return self._stage("pure-learning", {**self._training("pure-learning"), "extractor": extractor})
 
     def evaluation(self, adapter: str) -> Stage:
         """The evaluation of the adapter with this content digest."""
@@ -107,8 +103,10 @@ class Job:
             },
         )
 
-    def _training(self, left_out: set[str]) -> dict[str, Any]:
-        learning = {key: value for key, value in _dump(self.profile.learning).items() if key not in left_out}
+    def _training(self, stage: Literal["extractor", "pure-learning"]) -> dict[str, Any]:
+        learning = self.profile.learning.of_stage(stage)
+        if learning.get("earlier"):  # adapter folders count by their content
+            learning["earlier"] = [content_digest(self.root / folder) for folder in learning["earlier"]]
         return {"data": self.data, "base": self._base(), "seed": self.profile.seed, "learning": learning}
 
     def _base(self) -> dict[str, Any]:

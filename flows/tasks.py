@@ -86,15 +86,18 @@ def train_extractor(session: Session) -> Artifact:
 
 @task(name="train_pure", cache_policy=NO_CACHE)
 def train_pure(session: Session, extractor: Artifact | None) -> Artifact:
-    """Stage 2: pure learning, guided by the frozen extractor; with `learning.method: lora` a plain LoRA."""
+    """Stage 2: pure learning, guided by the frozen extractor; the only stage of the other methods."""
     parent = None if extractor is None else extractor.folder / "adapter"
     stage = session.job.pure(None if parent is None else content_digest(parent))
 
     def make(work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
         from components.learning.pure import train_pure as train
 
-        steps = session.job.profile.learning.pure.steps
-        title = "plain LoRA" if parent is None else "stage 2: pure learning"
+        learning = session.job.profile.learning
+        steps, title = (
+            learning.pure.steps,
+            f"training: {learning.method}" if parent is None else "stage 2: pure learning",
+        )
         with session.stage("pure-learning", title, steps, work / "history.jsonl") as running:
             adapter = train(_backbone(session), session.job.concept, session.job.profile, parent, work, running.tracker)
             parents = () if extractor is None else (extractor.stage.key,)

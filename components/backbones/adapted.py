@@ -1,13 +1,13 @@
-"""One shared MM-DiT with adapters by name: LoRA, layer-wise concept embeddings, or both.
+"""One shared MM-DiT with adapters by name: LoRA or weight differences, layer-wise concept embeddings, or both.
 
 Shape suffixes as in `components.backbones.interface`; N transformer blocks, R rows per mention, D inner width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,42 @@ from torch.utils.checkpoint import checkpoint
 from components.backbones import lora as lora_module
 from components.backbones.concept_embeddings import ConceptEmbeddings, Hooks, Replacement, embedding_index
 from components.backbones.interface import TextEncoding
+from components.backbones.weights import WeightSwitch, base_weights
 from components.errors import InvalidInput
 from components.settings import LoraSettings
+
+SWITCH_STEPS = 5
+"""Steps of sampling until `switch` goes on to the next adapter, as in Multi-LoRA Composition (Zhong et al., 2024)."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A named adapter of the shared transformer; it acts only while it is the one asked for."""
+    """A named adapter of the shared transformer; it acts only while it is the one asked for.
+
+    Attributes:
+        concept: the concept's name; empty for an adapter that was made of several concepts'.
+        weights: name of a weight of the base -> the difference to it, in float32; empty if there is none.
+    """
 
     name: str
     concept: str
     lora: LoraSettings | None
     embeddings: ConceptEmbeddings | None
+    weights: Mapping[str, nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Composition:
+    """Several adapters under one name that act together in sampling (see `components.backbones.composition`)."""
+
+    adapters: tuple[str, ...]
+    how: Literal["switch", "composite"]
+
+    def acting(self, step: int) -> tuple[str, ...]:
+        """The adapters whose velocities are averaged in a step of sampling: all, or one in turn."""
+        if self.how == "composite":
+            return self.adapters
+        return (self.adapters[step // SWITCH_STEPS % len(self.adapters)],)
 
 
 class AdaptedTransformer:
@@ -43,7 +67,9 @@ class AdaptedTransformer:
         self.transformer = transformer.eval().requires_grad_(False)
         self._train_timesteps, self._rows = train_timesteps, rows_per_mention
         self._adapters: dict[str, Adapter] = {}
+        self._compositions: dict[str, Composition] = {}
         self._switch = lora_module.Switch(transformer)
+        self._weights = WeightSwitch(transformer)
         self._hooks = Hooks(list(transformer.transformer_blocks))
 
     @property
@@ -69,30 +95,70 @@ class AdaptedTransformer:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self._adapters)
+        return (*self._adapters, *self._compositions)
 
     def create(
-        self, name: str, *, concept: str, lora: LoraSettings | None, embeddings_NRD: Tensor | None, seed: int
+        self,
+        name: str,
+        *,
+        concept: str,
+        lora: LoraSettings | None,
+        embeddings_NRD: Tensor | None,
+        weights: Mapping[str, Tensor] | None = None,
+        seed: int,
     ) -> Adapter:
-        """Add an adapter, frozen: LoRA that changes nothing yet, embeddings with the given value.
+        """Add an adapter, frozen: LoRA that changes nothing yet, embeddings and weight differences as given.
+
+        Embeddings with N = 1 act at the first block's input only; the later blocks see what becomes of them.
 
         Raises:
-            ValueError: the name is taken, there is neither LoRA nor embeddings, or the embeddings' shape is wrong.
+            ValueError: the name is taken, there is nothing in the adapter, or a shape or a weight's name is wrong.
         """
-        if name in self._adapters or (lora is None and embeddings_NRD is None):
-            raise ValueError(f"adapter {name!r} exists, or neither LoRA nor embeddings were asked for")
+        if name in self.names or (lora is None and embeddings_NRD is None and not weights):
+            raise ValueError(f"adapter {name!r} exists, or neither LoRA, embeddings nor weights were asked for")
+        if weights:
+            shapes = {key: tuple(value.shape) for key, value in base_weights(self.transformer).items()}
+            if wrong := sorted(key for key, value in weights.items() if shapes.get(key) != tuple(value.shape)):
+                raise ValueError(
+                    f"{len(wrong)} weight differences do not fit this base: {wrong[0]} is "
+                    f"{tuple(weights[wrong[0]].shape)}, not {shapes.get(wrong[0])}"
+                )
         embeddings = None
         if embeddings_NRD is not None:
-            if tuple(embeddings_NRD.shape) != self.embedding_shape:
+            first = (1, *self.embedding_shape[1:])
+            if tuple(embeddings_NRD.shape) not in (self.embedding_shape, first):
                 raise ValueError(f"embeddings {tuple(embeddings_NRD.shape)}, the base has {self.embedding_shape}")
             embeddings = ConceptEmbeddings(embeddings_NRD.to(self.device))
         if lora is not None:
-            lora_module.add_lora(self.transformer, name, rank=lora.rank, alpha=lora.alpha, seed=seed)
+            lora_module.add_lora(self.transformer, name, lora, seed=seed)
             self._switch.refresh()
-        self._adapters[name] = Adapter(name, concept, lora, embeddings)
+        differences = {
+            key: nn.Parameter(value.detach().to(self.device).float().clone(), requires_grad=False)
+            for key, value in (weights or {}).items()
+        }
+        self._adapters[name] = Adapter(name, concept, lora, embeddings, differences)
         return self._adapters[name]
 
+    def add_composition(self, name: str, composition: Composition) -> None:
+        """Let a name stand for several adapters.
+
+        Raises:
+            ValueError: the name is taken.
+            InvalidInput: one of the adapters is not loaded.
+        """
+        if name in self.names:
+            raise ValueError(f"adapter {name!r} exists")
+        for part in composition.adapters:
+            self[part]
+        self._compositions[name] = composition
+
+    def composition(self, name: str | None) -> Composition | None:
+        """What a name stands for, if it is that of a composition."""
+        return None if name is None else self._compositions.get(name)
+
     def remove(self, name: str) -> None:
+        if self._compositions.pop(name, None) is not None:
+            return
         adapter = self[name]
         if adapter.lora is not None:
             lora_module.remove_lora(self.transformer, name)
@@ -100,12 +166,14 @@ class AdaptedTransformer:
         del self._adapters[name]
 
     def parameters(self, name: str) -> dict[str, dict[str, nn.Parameter]]:
-        """Kind (`lora`, `embeddings`) -> name -> parameter, for what the adapter has."""
+        """Kind (`lora`, `embeddings`, `weights`) -> name -> parameter, for what the adapter has."""
         adapter, found = self[name], {}
         if adapter.lora is not None:
             found["lora"] = lora_module.parameters_of(self.transformer, name)
         if adapter.embeddings is not None:
             found["embeddings"] = {"Y_NRD": adapter.embeddings.Y_NRD}
+        if adapter.weights:
+            found["weights"] = dict(adapter.weights)
         return found
 
     def scale(self, name: str, factor: float) -> None:
@@ -128,11 +196,11 @@ class AdaptedTransformer:
             return
 
         def recomputed(block: nn.Module, *arguments: Any) -> Any:
-            replacement, adapter = self._hooks.current, self._switch.current
+            replacement, adapter, held = self._hooks.current, self._switch.current, self._weights.held
 
             def run(*inner: Any) -> Any:
                 # in the backward pass another adapter, or none, may act
-                with self._switch.active(adapter), self._hooks.replacing(replacement):
+                with self._switch.active(adapter), self._weights.holding(held), self._hooks.replacing(replacement):
                     return block(*inner)
 
             return checkpoint(run, *arguments, use_reentrant=False)
@@ -141,23 +209,26 @@ class AdaptedTransformer:
 
     # the flow
 
-    def lora_of(self, adapter: str | None) -> str | None:
-        """The adapter whose LoRA acts: itself, or None if it has none."""
-        return adapter if adapter is not None and self[adapter].lora is not None else None
+    def changes_of(self, adapter: str | None) -> str | None:
+        """The adapter whose LoRA or weight differences act: itself, or None if it has none."""
+        return adapter if adapter is not None and (self[adapter].lora is not None or self[adapter].weights) else None
 
     def forward(self, x_BCHW: Tensor, t_B: Tensor, text: TextEncoding, adapters: Sequence[str | None]) -> Tensor:
         """Velocities (B, C, H, W) in at least float32, one adapter per sample.
 
         Raises:
-            ValueError: the adapters of the batch do not share their LoRA.
+            ValueError: the adapters of the batch do not share their LoRA or weight differences.
             InvalidInput: a prompt names a concept that no loaded adapter, or more than one, knows.
         """
-        loras = {self.lora_of(adapter) for adapter in adapters}
-        if len(loras) != 1:
-            raise ValueError(f"one forward pass cannot act through several LoRA: {loras}")
+        changes = {self.changes_of(adapter) for adapter in adapters}
+        if len(changes) != 1:
+            raise ValueError(f"one forward pass cannot act through several adapters' weights: {changes}")
+        (acting,) = changes
+        lora = acting if acting is not None and self[acting].lora is not None else None
+        differences = self[acting].weights if acting is not None else {}
         samples = [self._replaced(rows, adapter) for rows, adapter in zip(text.concept_rows, adapters, strict=True)]
         replacement = Replacement.plan(samples, self.device)
-        with self._switch.active(loras.pop()), self._hooks.replacing(replacement):
+        with self._switch.active(lora), self._weights.adding(differences), self._hooks.replacing(replacement):
             v_BCHW: Tensor = self.transformer(
                 hidden_states=x_BCHW.to(self.dtype),
                 timestep=t_B * self._train_timesteps,
@@ -177,11 +248,13 @@ class AdaptedTransformer:
 
     def _embeddings_of(self, concept: str, active: Adapter) -> ConceptEmbeddings | None:
         """The embeddings that a mention means: those of the active adapter, or of the one that knows the concept."""
+        if concept == "" and active.concept == "":
+            raise InvalidInput("[V] names no concept where several act", field="prompt", mend="write each as <name>")
         if concept in ("", active.concept):
             return active.embeddings
         holders = [adapter for adapter in self._adapters.values() if adapter.concept == concept]
         if len(holders) != 1:
-            known = ", ".join(sorted({adapter.concept for adapter in self._adapters.values()}))
+            known = ", ".join(sorted({adapter.concept for adapter in self._adapters.values()} - {""}))
             raise InvalidInput(
                 f"{len(holders)} loaded adapters know the concept <{concept}>, it has to be one",
                 field="prompt",

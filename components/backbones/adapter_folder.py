@@ -4,16 +4,19 @@
 adapter_config.json, adapter_model.safetensors   peft: PeftModel.from_pretrained(transformer, folder)
 pytorch_lora_weights.safetensors                 diffusers: pipe.load_lora_weights(folder)
 concept_embeddings.safetensors                   layer-wise embeddings; its metadata says which concept and which base
+weight_differences.safetensors                   what full fine-tuning adds to the base's own weights, exact (float32)
 ```
 The two LoRA formats hold the same weights; both are absent if the adapter has no LoRA. The embeddings file is always
 there, without a tensor if the adapter has no embeddings, because the identity of the adapter stands in its metadata.
+Only adapters that train weights of the base have the last file; of them peft and diffusers know nothing, so that they
+are loaded by `SD3Backbone.load_adapter` or as the registered model.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 EMBEDDINGS = "concept_embeddings.safetensors"
+WEIGHTS = "weight_differences.safetensors"
 FORMAT = "1"
 _PEFT_PREFIX = "base_model.model."
 _TENSOR = "concept_embeddings"
@@ -45,9 +49,10 @@ class AdapterFiles:
         base_fingerprint: the base the adapter belongs to.
         placeholder: the word that stands for the concept before the text encoders.
         rows: R, context rows per mention.
-        lora: rank and alpha, or None.
+        lora: rank, alpha and blocks, or None.
         lora_weights: `<module>.lora_A.weight` and so on -> tensor.
         embeddings_NRD: layer-wise embeddings, or None.
+        weights: name of a weight of the base -> the difference to it.
     """
 
     concept: str
@@ -57,6 +62,7 @@ class AdapterFiles:
     lora: LoraSettings | None
     lora_weights: Mapping[str, Tensor]
     embeddings_NRD: Tensor | None
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def write(folder: Path, files: AdapterFiles) -> None:
@@ -71,12 +77,14 @@ def write(folder: Path, files: AdapterFiles) -> None:
     tensors = {} if files.embeddings_NRD is None else {_TENSOR: _cpu(files.embeddings_NRD)}
     save_file(tensors, folder / EMBEDDINGS, metadata=metadata)
     _order_metadata(folder / EMBEDDINGS)
+    if files.weights:
+        save_file({name: _cpu(value) for name, value in files.weights.items()}, folder / WEIGHTS, {"format": "pt"})
     if files.lora is None:
         return
     from diffusers import StableDiffusion3Pipeline
 
     weights = {name: _cpu(value) for name, value in files.lora_weights.items()}
-    config = lora_config(rank=files.lora.rank, alpha=files.lora.alpha)
+    config = lora_config(files.lora)
     config.inference_mode = True
     described = {**config.to_dict(), "target_modules": sorted(TARGETS)}  # peft keeps a set, in no order
     config.save_pretrained(str(folder))
@@ -123,6 +131,7 @@ def read(folder: Path) -> AdapterFiles:
         lora=lora,
         lora_weights=weights,
         embeddings_NRD=tensors.get(_TENSOR),
+        weights=_read_safetensors(folder / WEIGHTS)[1] if (folder / WEIGHTS).exists() else {},
     )
 
 
@@ -166,14 +175,23 @@ def _read_lora(folder: Path) -> tuple[LoraSettings | None, dict[str, Tensor]]:
     except ValueError as error:
         raise InvalidInput(f"not JSON: {error}", file=folder / CONFIG) from error
     try:
-        lora = LoraSettings(rank=stated["r"], alpha=stated["lora_alpha"])
+        lora = LoraSettings(rank=stated["r"], alpha=stated["lora_alpha"], blocks=stated.get("layers_to_transform"))
     except (KeyError, ValueError) as error:
         raise InvalidInput(f"no rank and alpha: {error}", file=folder / CONFIG) from error
-    expected = lora_config(rank=lora.rank, alpha=lora.alpha).to_dict()
+    expected = lora_config(lora).to_dict()
     # what changes the arithmetic and is not what this project writes would be ignored in silence
-    for field in ("peft_type", "use_dora", "use_rslora", "bias", "lora_bias", "rank_pattern", "alpha_pattern"):
-        if field in stated and stated[field] != expected[field]:
-            raise InvalidInput(f"{stated[field]!r} is not supported", file=folder / CONFIG, field=field)
+    for name in (
+        "peft_type",
+        "use_dora",
+        "use_rslora",
+        "bias",
+        "lora_bias",
+        "rank_pattern",
+        "alpha_pattern",
+        "layers_pattern",
+    ):
+        if name in stated and stated[name] != expected[name]:
+            raise InvalidInput(f"{stated[name]!r} is not supported", file=folder / CONFIG, field=name)
     if set(stated.get("target_modules") or ()) != set(TARGETS):
         raise InvalidInput(f"other modules than {list(TARGETS)}", file=folder / CONFIG, field="target_modules")
     _, tensors = _read_safetensors(folder / PEFT_WEIGHTS)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 
 class ConceptEmbeddings(nn.Module):
-    """Y_NRD, kept in float32.
+    """Y_NRD, kept in float32; N = 1: for the first block only.
 
     Args:
         initial_NRD: the initial value.
@@ -80,11 +80,24 @@ class Replacement:
         return Replacement(where_3K[0], where_3K[1], where_3K[2], tuple(known))
 
     def apply(self, block: int, context_BLD: Tensor) -> Tensor:
-        """The context with the rows replaced; out of place, differentiable in both."""
-        Y_RD = torch.cat([embeddings.Y_NRD[block] for embeddings in self.embeddings])
+        """The context with the rows replaced; out of place, differentiable in both.
+
+        Embeddings for the first block only leave the rows of later blocks as they are.
+        """
+        batch_K, row_K, index_K = self.batch_K, self.row_K, self.index_K
+        acting = [embeddings for embeddings in self.embeddings if block < len(embeddings.Y_NRD)]
+        if not acting:
+            return context_BLD
+        if len(acting) < len(self.embeddings):
+            rows = [embeddings.rows for embeddings in self.embeddings]
+            whose = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(rows)).to(index_K.device)
+            acts = torch.tensor([embeddings in acting for embeddings in self.embeddings], device=index_K.device)[whose]
+            kept_K = acts[index_K]
+            batch_K, row_K, index_K = batch_K[kept_K], row_K[kept_K], (acts.cumsum(0) - 1)[index_K[kept_K]]
+        Y_RD = torch.cat([embeddings.Y_NRD[block] for embeddings in acting])
         # embedding and a non-accumulating index_put: both have deterministic gradients
-        values_KD = nn.functional.embedding(self.index_K, Y_RD).to(context_BLD.dtype)
-        return context_BLD.index_put((self.batch_K, self.row_K), values_KD)
+        values_KD = nn.functional.embedding(index_K, Y_RD).to(context_BLD.dtype)
+        return context_BLD.index_put((batch_K, row_K), values_KD)
 
 
 class Hooks:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+
+from components.errors import InvalidInput
+from components.settings import LoraSettings
 
 ATTENTION = (
     "to_q",
@@ -27,17 +30,20 @@ ATTENTION = (
     "to_add_out",
 )
 SECOND_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_BLOCKS = "transformer_blocks"
 TARGETS = (*(f"attn.{name}" for name in ATTENTION), *(f"attn2.{name}" for name in SECOND_ATTENTION))
 
 
-def expected_modules(transformer: nn.Module) -> set[str]:
-    """Names of the modules that LoRA has to adapt: every attention projection of every block.
+def expected_modules(transformer: nn.Module, blocks: Sequence[int] | None = None) -> set[str]:
+    """Names of the modules that LoRA has to adapt: every attention projection of every block, or of these blocks.
 
     The last block drops its context stream (`context_pre_only`), hence has no `to_add_out`; blocks with dual attention
     have `attn2` besides.
     """
     names = set()
     for index, block in enumerate(transformer.transformer_blocks):  # type: ignore[arg-type]
+        if blocks is not None and index not in blocks:
+            continue
         attention = [name for name in ATTENTION if not (block.context_pre_only and name == "to_add_out")]
         names |= {f"transformer_blocks.{index}.attn.{name}" for name in attention}
         if block.use_dual_attention:
@@ -55,24 +61,30 @@ def layers_of(transformer: nn.Module, adapter: str) -> dict[str, LoraLayer]:
     return {name: layer for name, layer in lora_layers(transformer).items() if adapter in layer.lora_A}
 
 
-def lora_config(*, rank: int, alpha: float) -> LoraConfig:
+def lora_config(settings: LoraSettings) -> LoraConfig:
     """peft's description of such an adapter."""
     return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # annotated int; peft computes with any number
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # annotated int; peft computes with any number
         target_modules=list(TARGETS),
+        layers_to_transform=None if settings.blocks is None else list(settings.blocks),
+        layers_pattern=None if settings.blocks is None else _BLOCKS,
         lora_dropout=0.0,
         bias="none",
     )
 
 
-def add_lora(transformer: nn.Module, adapter: str, *, rank: int, alpha: float, seed: int) -> None:
+def add_lora(transformer: nn.Module, adapter: str, settings: LoraSettings, *, seed: int) -> None:
     """Add an adapter: A uniform in +-1/sqrt(fan-in) (peft's Kaiming default) from the seed, B zero, all frozen.
 
     Raises:
+        InvalidInput: the settings name a block that the transformer does not have.
         RuntimeError: the targets did not match every projection of every block (another architecture).
     """
-    config = lora_config(rank=rank, alpha=alpha)
+    count = len(transformer.transformer_blocks)  # type: ignore[arg-type]
+    if strange := [block for block in settings.blocks or () if not 0 <= block < count]:
+        raise InvalidInput(f"no block {strange[0]}: this base has 0 to {count - 1}", field="learning.lora.blocks")
+    config = lora_config(settings)
     training = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     # peft initialises from the global generator, which is overwritten below, and warns of every second adapter
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -81,7 +93,7 @@ def add_lora(transformer: nn.Module, adapter: str, *, rank: int, alpha: float, s
     for parameter in training:  # peft froze what other adapters train
         parameter.requires_grad_(True)
     layers = layers_of(transformer, adapter)
-    expected = expected_modules(transformer)
+    expected = expected_modules(transformer, settings.blocks)
     if set(layers) != expected:
         wrong = ", ".join(sorted(set(layers) ^ expected)[:5])
         raise RuntimeError(f"LoRA targets do not match the attention projections of this transformer: {wrong}")

@@ -5,8 +5,9 @@ Shape suffixes as in `components.backbones.interface`; N transformer blocks, R r
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from components.backbones import adapter_folder, base_folder, sampling
 from components.backbones.adapted import AdaptedTransformer
 from components.backbones.interface import Backbone, TextEncoding
+from components.backbones.lora import expected_modules
 from components.backbones.text_encoders import TextEncoders, load_tokenizer
 from components.errors import InvalidInput
 from components.settings import BaseSettings, LoraSettings
@@ -157,16 +159,27 @@ class SD3Backbone(Backbone):
     def velocity(self, x_BCHW: Tensor, t_B: Tensor, text: TextEncoding, adapter: str | None) -> Tensor:
         return self.adapted.forward(x_BCHW, t_B, text, [adapter] * len(text))
 
+    def velocity_at(self, step: int, x_BCHW: Tensor, t_B: Tensor, text: TextEncoding, adapter: str | None) -> Tensor:
+        """The velocity in a step of sampling, where `adapter` may also be a composition of several."""
+        composition = self.adapted.composition(adapter)
+        if composition is None:
+            return self.velocity(x_BCHW, t_B, text, adapter)
+        if any("" in rows for rows in text.concept_rows):
+            raise InvalidInput("[V] names no concept where several act", field="prompt", mend="write each as <name>")
+        velocities = [self.velocity(x_BCHW, t_B, text, each) for each in composition.acting(step)]
+        return torch.stack(velocities).mean(0)
+
     def velocities(
         self, x_BCHW: Tensor, t_B: Tensor, conditions: Sequence[tuple[TextEncoding, str | None]]
     ) -> list[Tensor]:
         """The velocities at the same x_t under several (text, adapter), in as few forward passes as possible.
 
-        Conditions that act through the same LoRA, or through none, share a pass: embeddings may differ by sample.
+        Conditions that act through the same adapter's weights, or through none, share a pass: embeddings may differ by
+        sample.
         """
         groups: dict[str | None, list[int]] = {}
         for index, (_, adapter) in enumerate(conditions):
-            groups.setdefault(self.adapted.lora_of(adapter), []).append(index)
+            groups.setdefault(self.adapted.changes_of(adapter), []).append(index)
         results: dict[int, Tensor] = {}
         for members in groups.values():
             v_BCHW = self.adapted.forward(
@@ -190,20 +203,38 @@ class SD3Backbone(Backbone):
         adapter: str | None,
     ) -> Tensor:
         """As in the protocol; `negative` holds one prompt for all, or one for each."""
+        return self.decode(
+            self.sample_latents(
+                text, negative, seeds=seeds, steps=steps, guidance_scale=guidance_scale, adapter=adapter
+            )
+        )
+
+    @torch.no_grad()
+    def sample_latents(
+        self,
+        text: TextEncoding,
+        negative: TextEncoding,
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        guidance_scale: float,
+        adapter: str | None,
+    ) -> Tensor:
+        """As `sample`, before the autoencoder: scaled latents."""
         if len(seeds) != len(text):
             raise ValueError(f"{len(seeds)} seeds for {len(text)} prompts")
         if guidance_scale > 1:
             text = TextEncoding.cat(
                 [negative if len(negative) == len(text) else negative.select([0] * len(text)), text]
             )
-        latents_BCHW = sampling.euler(
+        number = itertools.count()
+        return sampling.euler(
             self._scheduler,
             sampling.noise(seeds, self.latent_shape).to(self._device),
-            lambda x_BCHW, t_B: self.velocity(x_BCHW, t_B, text, adapter),
+            lambda x_BCHW, t_B: self.velocity_at(next(number), x_BCHW, t_B, text, adapter),
             steps=steps,
             guidance_scale=guidance_scale,
         )
-        return self.decode(latents_BCHW)
 
     # adapters
 
@@ -214,13 +245,20 @@ class SD3Backbone(Backbone):
         concept: str,
         lora: LoraSettings | None = None,
         embeddings_NRD: Tensor | None = None,
+        weights: Mapping[str, Tensor] | None = None,
         seed: int = 0,
     ) -> None:
-        """Add a frozen adapter: LoRA that changes nothing yet (A from the seed, B zero), embeddings as given."""
-        self.adapted.create(name, concept=concept, lora=lora, embeddings_NRD=embeddings_NRD, seed=seed)
+        """Add a frozen adapter.
+
+        Args:
+            lora: LoRA that changes nothing yet (A from the seed, B zero).
+            embeddings_NRD: layer-wise embeddings with this value.
+            weights: differences to the base's weights of these names.
+        """
+        self.adapted.create(name, concept=concept, lora=lora, embeddings_NRD=embeddings_NRD, weights=weights, seed=seed)
 
     def parameters(self, name: str) -> dict[str, dict[str, nn.Parameter]]:
-        """Kind (`lora`, `embeddings`) -> name -> parameter; all are frozen until `requires_grad_` is called on them."""
+        """Kind (`lora`, `embeddings`, `weights`) -> name -> parameter; frozen until `requires_grad_` is called."""
         return self.adapted.parameters(name)
 
     def use_gradient_checkpointing(self, wanted: bool) -> None:
@@ -246,9 +284,18 @@ class SD3Backbone(Backbone):
             rows.append(self.adapted.context_rows(x_BCHW, t_B, text))
         return torch.stack(rows).mean(0)
 
-    def save_adapter(self, name: str, folder: Path) -> None:
-        """Write the weight files of the adapter into an existing folder; the caller adds the rest and the manifest."""
+    def save_adapter(self, name: str, folder: Path, *, blocks: Sequence[int] | None = None) -> None:
+        """Write the weight files of the adapter into an existing folder; the caller adds the rest and the manifest.
+
+        Args:
+            blocks: keep the LoRA of these blocks only.
+        """
         adapter = self.adapted[name]
+        lora, weights = adapter.lora, self.parameters(name).get("lora", {})
+        if lora is not None and blocks is not None:
+            lora = lora.model_copy(update={"blocks": tuple(blocks)})
+            kept = expected_modules(self.transformer, blocks)
+            weights = {key: value for key, value in weights.items() if key.rpartition(".lora_")[0] in kept}
         adapter_folder.write(
             folder,
             adapter_folder.AdapterFiles(
@@ -256,9 +303,10 @@ class SD3Backbone(Backbone):
                 base_fingerprint=self.fingerprint,
                 placeholder=self.settings.placeholder,
                 rows=self.tokenizer.rows_per_mention,
-                lora=adapter.lora,
-                lora_weights=dict(self.parameters(name).get("lora", {})),
+                lora=lora,
+                lora_weights=weights,
                 embeddings_NRD=adapter.embeddings.Y_NRD if adapter.embeddings is not None else None,
+                weights=adapter.weights,
             ),
         )
 
@@ -285,7 +333,13 @@ class SD3Backbone(Backbone):
                 mend="set the profile's placeholder to it",
             )
         try:
-            self.create_adapter(name, concept=files.concept, lora=files.lora, embeddings_NRD=files.embeddings_NRD)
+            self.create_adapter(
+                name,
+                concept=files.concept,
+                lora=files.lora,
+                embeddings_NRD=files.embeddings_NRD,
+                weights=files.weights,
+            )
         except ValueError as error:
             raise InvalidInput(str(error), file=folder) from error
         try:

@@ -7,7 +7,7 @@ an image with another's latent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,11 @@ from components.files import sha256_file
 
 @dataclass(frozen=True)
 class ConditionedBatch:
-    """Latents of some references with their texts (METHOD section 1), and the null text for each."""
+    """Latents of some references with their texts (METHOD section 1), and the null text for each.
+
+    Attributes:
+        random: the step's generator, for what a method draws besides; it lies on the CPU.
+    """
 
     x_0_BCHW: Tensor
     complete: TextEncoding
@@ -29,6 +33,7 @@ class ConditionedBatch:
     target: TextEncoding
     class_text: TextEncoding
     null: TextEncoding
+    random: torch.Generator | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,12 @@ class EncodedConcept:
     concept: Concept
 
     @staticmethod
-    def encode(backbone: SD3Backbone, concept: Concept) -> EncodedConcept:
-        """Encode all texts and images, then free the encoders and the autoencoder."""
+    def encode(backbone: SD3Backbone, concept: Concept, *, more: Sequence[str] = ()) -> EncodedConcept:
+        """Encode all texts and images, then free the encoders and the autoencoder.
+
+        Args:
+            more: further texts, which belong to no reference.
+        """
         digests, latents = [], {}
         for reference in concept.references:
             digest = sha256_file(reference.path)
@@ -64,11 +73,16 @@ class EncodedConcept:
         for reference in concept.references:
             derived = reference.texts
             texts += [derived.complete, derived.base, derived.target, derived.class_text]
-        unique = list(dict.fromkeys(texts))
+        unique = list(dict.fromkeys([*texts, *more]))
         encoded = backbone.encode_text(unique)
         backbone.free("text")
         positions = {text: index for index, text in enumerate(unique)}
         return EncodedConcept(latents, tuple(digests), encoded, positions, concept)
+
+    def part(self, start: int, stop: int) -> EncodedConcept:
+        """The references from `start` to before `stop`, with all texts."""
+        concept = replace(self.concept, references=self.concept.references[start:stop])
+        return replace(self, digests=self.digests[start:stop], concept=concept)
 
     def select(self, texts: Sequence[str]) -> TextEncoding:
         """The encodings of these texts, in order."""

@@ -10,7 +10,7 @@ import logging
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from components.errors import TrainingDiverged
 from components.learning.cache import ConditionedBatch, EncodedConcept
 from components.learning.checkpoints import Checkpoint, Checkpoints
+from components.learning.early_stopping import EarlyStopping
 from components.learning.flow_matching import FlowSample, interpolate, sample_times
 from components.learning.history import History
 from components.learning.moving_average import MovingAverage
 from components.learning.randomness import draw_references, generator
 from components.learning.tracker import NullTracker, Tracker
-from components.settings import LearningSettings
+from components.learning_settings import EarlyStoppingSettings, LearningSettings
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +45,16 @@ Loss = Callable[[FlowSample, ConditionedBatch], StepLoss]
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a learning rate."""
+    """Parameters that share a learning rate.
+
+    Attributes:
+        first_step: steps before they train.
+    """
 
     name: str
     parameters: Mapping[str, nn.Parameter]
     learning_rate: float
+    first_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class Training:
         shift: timestep shift of the base's scheduler.
         save: writes the adapter under its final name, given the folder.
         preview: writes an image of the current adapter to a file; None: no previews.
+        early_stopping: when to end before the last step; None: never.
+        validate: the loss that early stopping follows.
     """
 
     stage: str
@@ -77,6 +85,8 @@ class Training:
     loss: Loss
     save: Callable[[Path], None]
     preview: Callable[[Path], None] | None = None
+    early_stopping: EarlyStoppingSettings | None = None
+    validate: Callable[[], float] | None = None
 
 
 def accelerator_for(device: torch.device, mixed_precision: str) -> Accelerator:
@@ -110,8 +120,7 @@ class _Loop:
         self.parameters: dict[str, nn.Parameter] = {
             f"{group.name}.{name}": value for group in training.groups for name, value in group.parameters.items()
         }
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
+        self._enable(1)
         self.adam = torch.optim.AdamW(
             [{"params": list(group.parameters.values()), "lr": group.learning_rate} for group in training.groups],
             weight_decay=0.0,  # a few hundred steps on a few images: what confines the adapter is the objective
@@ -119,6 +128,9 @@ class _Loop:
         )
         self.optimizer = self.accelerator.prepare(self.adam)
         self.average = MovingAverage(self.parameters, training.settings.ema_decay)
+        self.early: EarlyStopping | None = None
+        if training.early_stopping is not None and training.validate is not None:
+            self.early = EarlyStopping(training.early_stopping, self.parameters, training.validate)
         self.checkpoints = Checkpoints(work_dir / "checkpoints", training.key)
         with self.accelerator.main_process_first():
             self.step = self._resume()
@@ -130,10 +142,13 @@ class _Loop:
     def run(self) -> None:
         settings, last = self.training.settings, self.training.steps
         try:
-            while self.step < last:
+            if self.step == 0:
+                self._look()
+            while self.step < last and not self._stopped:
                 self.step += 1
-                self.history.add(self.step, self._step())
-                keep = self.step % settings.checkpoint_every == 0 or self.step == last
+                metrics = self._step()
+                self.history.add(self.step, metrics | self._look())
+                keep = self.step % settings.checkpoint_every == 0 or self.step == last or self._stopped
                 look = settings.preview_every > 0 and self.step % settings.preview_every == 0
                 snapshot = self.step in settings.snapshot_steps
                 if keep or look or snapshot or self.history.due:
@@ -151,13 +166,32 @@ class _Loop:
                 parameter.requires_grad_(False)
                 parameter.grad = None
         if self.main:
-            with self.average.applied():
+            with self.average.applied() if self.early is None else self.early.best_applied():
                 self.training.save(self.work_dir / "adapter")
         self.accelerator.wait_for_everyone()
+
+    @property
+    def _stopped(self) -> bool:
+        return self.early is not None and self.early.stopped
+
+    def _look(self) -> dict[str, Tensor]:
+        """Validate where it is time to; the last validation loss, as a metric."""
+        if self.early is None:
+            return {}
+        with self.average.applied(), self.accelerator.autocast():
+            self.early.look(self.step)
+        return {"loss/validation": torch.tensor(self.early.latest, dtype=torch.float64, device=self.training.device)}
+
+    def _enable(self, step: int) -> None:
+        """Let the groups train whose time has come."""
+        for group in self.training.groups:
+            for parameter in group.parameters.values():
+                parameter.requires_grad_(step > group.first_step)
 
     def _step(self) -> dict[str, Tensor]:
         """One optimizer step; its metrics, still on the device."""
         training, settings = self.training, self.training.settings
+        self._enable(self.step)
         warmup = min(1.0, self.step / training.warmup_steps) if training.warmup_steps else 1.0
         for group, options in zip(training.groups, self.adam.param_groups, strict=True):
             options["lr"] = group.learning_rate * warmup
@@ -205,7 +239,8 @@ class _Loop:
             shift=training.shift,
         )
         x_1_BCHW = torch.randn(batch.x_0_BCHW.shape, generator=random)
-        return interpolate(batch.x_0_BCHW, x_1_BCHW.to(training.device), t_B.to(training.device)), batch
+        flow = interpolate(batch.x_0_BCHW, x_1_BCHW.to(training.device), t_B.to(training.device))
+        return flow, replace(batch, random=random)
 
     def _flush(self) -> None:
         bad = self.history.flush({"memory/peak_mib": _peak_memory(self.training.device)})
@@ -227,6 +262,8 @@ class _Loop:
         for name, value in self.parameters.items():
             for field, moment in self.adam.state[value].items():
                 tensors[f"adam.{field}.{name}"] = moment
+        if self.early is not None:
+            tensors |= {f"early.{name}": value for name, value in self.early.state().items()}
         scaler = self.accelerator.scaler
         self.checkpoints.save(Checkpoint(self.step, tensors, scaler.state_dict() if scaler is not None else {}))
 
@@ -238,12 +275,18 @@ class _Loop:
             return 0
         for name, value in self.parameters.items():
             value.copy_(found.tensors[f"parameter.{name}"])
-            self.adam.state[value] = {
-                field: found.tensors[f"adam.{field}.{name}"].to(value.device)
-                for field in ("step", "exp_avg", "exp_avg_sq")
-            }
+            if f"adam.step.{name}" in found.tensors:  # not where it has not trained yet
+                self.adam.state[value] = {
+                    field: found.tensors[f"adam.{field}.{name}"].to(value.device)
+                    for field in ("step", "exp_avg", "exp_avg_sq")
+                }
         for name, average in self.average.values.items():
             average.copy_(found.tensors[f"average.{name}"])
+        if self.early is not None:
+            prefix = "early."
+            self.early.load(
+                {name.removeprefix(prefix): value for name, value in found.tensors.items() if name.startswith(prefix)}
+            )
         if self.accelerator.scaler is not None and found.scaler:
             self.accelerator.scaler.load_state_dict(dict(found.scaler))
         logger.info("%s goes on from step %d", self.training.stage, found.step)

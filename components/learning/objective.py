@@ -7,9 +7,12 @@ v_complete = v_theta2(x_t | complete), v_orig = v_orig(x_t | base), guidance = R
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from components.learning_settings import LambdaSettings
 
 FLOOR = 1e-12
 """Least mean square of R_tar that counts as guidance: below a root mean square of 1e-6 it is rounding noise."""
@@ -21,11 +24,13 @@ class GuidanceStep:
 
     Attributes:
         lambda_star_B: closed-form scale of the guidance (11, 12), one for each sample; no gradient.
+        scale_B: the scale that v_pure has: lambda*, or what the settings make of it.
         guidance_BCHW: R_tar (8); no gradient.
         target_BCHW: v_pure (13); carries gradient only through v_orig, if that does.
     """
 
     lambda_star_B: Tensor
+    scale_B: Tensor
     guidance_BCHW: Tensor
     target_BCHW: Tensor
 
@@ -35,8 +40,8 @@ def _flat(v_BCHW: Tensor) -> Tensor:
     return v_BCHW.reshape(len(v_BCHW), -1).to(torch.promote_types(v_BCHW.dtype, torch.float32))
 
 
-def lambda_star(learned_BCHW: Tensor, guidance_BCHW: Tensor) -> Tensor:
-    """The scale that minimises ||R_cb - lambda R_tar||^2 for each sample (11, 12): <R_cb, R_tar> / ||R_tar||^2.
+def lambda_star(learned_BCHW: Tensor, guidance_BCHW: Tensor, *, per: Literal["sample", "batch"] = "sample") -> Tensor:
+    """The scale that minimises ||R_cb - lambda R_tar||^2 (11, 12): <R_cb, R_tar> / ||R_tar||^2.
 
     Where the guidance vanishes the scale stays finite and the scaled guidance vanishes with it:
     |lambda| ||R_tar|| <= ||R_cb|| always.
@@ -44,21 +49,42 @@ def lambda_star(learned_BCHW: Tensor, guidance_BCHW: Tensor) -> Tensor:
     Args:
         learned_BCHW: R_cb = v_complete - v_orig (10).
         guidance_BCHW: R_tar (8).
+        per: one scale for each sample, or the one that is best for the whole batch (then all are equal).
     """
     learned_BX, guidance_BX = _flat(learned_BCHW), _flat(guidance_BCHW)
-    square_B = guidance_BX.square().sum(1).clamp_min(FLOOR * guidance_BX.shape[1])
-    return (learned_BX * guidance_BX).sum(1) / square_B
+    square_B = guidance_BX.square().sum(1)
+    inner_B = (learned_BX * guidance_BX).sum(1)
+    if per == "batch":
+        floor = FLOOR * guidance_BX.numel()
+        return (inner_B.sum() / square_B.sum().clamp_min(floor)).expand(len(inner_B))
+    return inner_B / square_B.clamp_min(FLOOR * guidance_BX.shape[1])
 
 
-def guide(v_complete_BCHW: Tensor, v_orig_BCHW: Tensor, guidance_BCHW: Tensor) -> GuidanceStep:
-    """v_pure = v_orig + lambda* R_tar (13).
+def scale_of(lambda_B: Tensor, settings: LambdaSettings) -> Tensor:
+    """What the settings make of the closed form: a fixed number; or clamped from below, then blended with a number."""
+    if settings.fixed is not None:
+        return torch.full_like(lambda_B, settings.fixed)
+    if settings.minimum is not None:
+        lambda_B = lambda_B.clamp_min(settings.minimum)
+    return lambda_B.lerp(torch.full_like(lambda_B, settings.toward), settings.blend) if settings.blend else lambda_B
 
-    lambda* minimises the loss, so by the envelope theorem detaching it leaves the gradient as it is.
+
+def guide(
+    v_complete_BCHW: Tensor,
+    v_orig_BCHW: Tensor,
+    guidance_BCHW: Tensor,
+    settings: LambdaSettings = LambdaSettings(),  # noqa: B008  (frozen)
+) -> GuidanceStep:
+    """v_pure = v_orig + lambda R_tar (13).
+
+    lambda* minimises the loss, so by the envelope theorem detaching it leaves the gradient as it is. Another scale is
+    a constant of the step: no gradient flows through it either.
     """
     guidance_BCHW = guidance_BCHW.detach()
-    lambda_B = lambda_star((v_complete_BCHW - v_orig_BCHW).detach(), guidance_BCHW)
-    scale_B111 = lambda_B.reshape(-1, 1, 1, 1).to(guidance_BCHW.dtype)
-    return GuidanceStep(lambda_B, guidance_BCHW, v_orig_BCHW + scale_B111 * guidance_BCHW)
+    lambda_B = lambda_star((v_complete_BCHW - v_orig_BCHW).detach(), guidance_BCHW, per=settings.per)
+    scale_B = scale_of(lambda_B, settings)
+    scale_B111 = scale_B.reshape(-1, 1, 1, 1).to(guidance_BCHW.dtype)
+    return GuidanceStep(lambda_B, scale_B, guidance_BCHW, v_orig_BCHW + scale_B111 * guidance_BCHW)
 
 
 def squared_error(prediction_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
@@ -73,9 +99,13 @@ def cosine(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
 
 
 def guidance_metrics(step: GuidanceStep, v_complete_BCHW: Tensor, v_orig_BCHW: Tensor) -> dict[str, Tensor]:
-    """Metric keys of the guidance, each a scalar tensor without gradient."""
+    """Metric keys of the guidance, each a scalar tensor without gradient.
+
+    `lambda_star/*` is always the closed form; `guidance/scale` is there where the settings make something else of it.
+    """
+    scaled = {} if step.scale_B is step.lambda_star_B else {"guidance/scale": step.scale_B.mean()}
     lambda_B, learned_BCHW = step.lambda_star_B.detach(), (v_complete_BCHW - v_orig_BCHW).detach()
-    return {
+    return scaled | {
         "lambda_star/mean": lambda_B.mean(),
         "lambda_star/std": lambda_B.std(unbiased=False),
         "lambda_star/min": lambda_B.min(),

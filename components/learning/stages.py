@@ -1,23 +1,28 @@
-"""What both stages share: their inputs, previews, and how an adapter is finished."""
+"""What both stages and all methods share: their inputs, previews, validation, and how an adapter is finished."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from components.backbones.sd3 import SD3Backbone
 from components.concepts.concept import Concept, fingerprint
-from components.files import atomic_file, atomic_folder, digest_of, write_json
+from components.files import atomic_file, atomic_folder, digest_of, verify_manifest, write_json
 from components.learning.cache import EncodedConcept
-from components.learning.loop import ParameterGroup
-from components.learning.randomness import derive_seed
-from components.settings import Profile, StageSettings
+from components.learning.flow_matching import sample_times
+from components.learning.loop import Loss, ParameterGroup, Training, train
+from components.learning.losses import noised
+from components.learning.objective import squared_error
+from components.learning.randomness import generator
+from components.learning.task import Stage, Task
+from components.learning.tracker import Tracker
+from components.settings import Profile
 
 METHOD_VERSION = "1"
 """Raised when a change of the code changes what the same inputs train."""
@@ -25,18 +30,83 @@ METHOD_VERSION = "1"
 _PREVIEWS = 4
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What a method makes of a task.
+
+    Attributes:
+        groups: exactly what trains.
+        kept_blocks: the adapter keeps the LoRA of these blocks; None: of all.
+    """
+
+    groups: Sequence[ParameterGroup]
+    loss: Loss
+    kept_blocks: Sequence[int] | None = None
+
+
+Prepare = Callable[[Task], Recipe]
+"""Adds the adapter that trains, named as the stage, to the backbone, and says what of it trains by which loss."""
+
+
+def train_stage(
+    task: Task,
+    prepare: Prepare,
+    work_dir: Path,
+    tracker: Tracker,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train, or go on with a training that was interrupted; the adapter folder.
+
+    Raises:
+        TrainingDiverged, InvalidInput: see `components.learning.loop.train`.
+    """
+    backbone, settings = task.backbone, task.settings
+    parents = [verify_manifest(folder) for folder in (task.extractor, *task.earlier) if folder is not None]
+    key = training_key(backbone, task.concept, task.profile, task.stage, parents=tuple(parents))
+    try:
+        recipe = prepare(task)
+        backbone.use_gradient_checkpointing(task.learning.gradient_checkpointing)
+        train(
+            Training(
+                stage=task.stage,
+                key=key,
+                steps=settings.steps,
+                warmup_steps=settings.warmup_steps,
+                seed=task.profile.seed,
+                shift=backbone.timestep_shift,
+                device=backbone.device,
+                settings=task.learning,
+                groups=recipe.groups,
+                encoded=task.encoded,
+                loss=recipe.loss,
+                save=finisher(task, recipe.kept_blocks, provenance),
+                preview=previewer(backbone, task.stage, task.encoded, task.profile),
+                early_stopping=settings.early_stopping,
+                validate=validator(task),
+            ),
+            work_dir,
+            tracker,
+        )
+    finally:
+        task.remove_adapters()
+    return work_dir / "adapter"
+
+
 def training_key(
-    backbone: SD3Backbone, concept: Concept, profile: Profile, stage: str, *, parents: tuple[str, ...] = ()
+    backbone: SD3Backbone,
+    concept: Concept,
+    profile: Profile,
+    stage: Stage,
+    *,
+    parents: tuple[str, ...] = (),
 ) -> str:
     """Digest of everything the result of a stage depends on; what is only shown, and the other stage, is not."""
-    learning = profile.learning.model_dump(mode="json", exclude={"checkpoint_every", "preview_every", "snapshot_steps"})
-    for other in ("pure", "method", "original", "guidance", "eta") if stage == "extractor" else ("extractor",):
-        del learning[other]
     return digest_of(
         {
             "method": METHOD_VERSION,
             "stage": stage,
-            "learning": learning,
+            "learning": profile.learning.of_stage(stage),
             "base": profile.base.model_dump(mode="json", exclude={"path", "revision", "device"}),
             "base_fingerprint": backbone.fingerprint,
             "concept": fingerprint(concept.folder),
@@ -46,28 +116,42 @@ def training_key(
     )
 
 
-def initial_embeddings(backbone: SD3Backbone, encoded: EncodedConcept, seed: int) -> Tensor:
-    """What the untouched base makes of the placeholder word in the concept's own texts, layer by layer: (N, R, D)."""
-    batch = encoded.batch(range(len(encoded.digests)))
-    return backbone.measure_context_rows(batch.complete, batch.x_0_BCHW, seed=derive_seed(seed, "embeddings") % 2**31)
+def validator(task: Task) -> Callable[[], float] | None:
+    """L_CC on the held-out references at draws of t and noise that are the same each time; None without any."""
+    stopping, held_out = task.settings.early_stopping, task.held_out
+    if stopping is None or held_out is None:
+        return None
+    batch, learning = held_out.batch(range(len(held_out.digests))), task.learning
 
+    @torch.no_grad()
+    def validate() -> float:
+        total = 0.0
+        for number in range(stopping.draws):
+            random = generator(task.profile.seed, task.stage, "validation", number)
+            t_B = sample_times(
+                len(held_out.digests),
+                generator=random,
+                mean=learning.logit_mean,
+                std=learning.logit_std,
+                shift=task.backbone.timestep_shift,
+            )
+            flow = noised(batch.x_0_BCHW, random, t_B)
+            v_BCHW = task.backbone.velocity(flow.x_t_BCHW, flow.t_B, batch.complete, task.stage)
+            total += float(squared_error(v_BCHW, flow.target_BCHW))
+        return total / stopping.draws
 
-def groups(backbone: SD3Backbone, adapter: str, settings: StageSettings, trains: str) -> list[ParameterGroup]:
-    """The parameters of the adapter that train, by kind (`lora+embeddings`, `lora` or `embeddings`)."""
-    rates = {"lora": settings.lora_learning_rate, "embeddings": settings.embedding_learning_rate}
-    parameters = backbone.parameters(adapter)
-    return [ParameterGroup(kind, parameters[kind], rates[kind]) for kind in rates if kind in trains.split("+")]
+    return validate
 
 
 def finisher(
-    backbone: SD3Backbone, adapter: str, concept: Concept, provenance: Mapping[str, Any] | None
+    task: Task, kept_blocks: Sequence[int] | None, provenance: Mapping[str, Any] | None
 ) -> Callable[[Path], None]:
     """Writes the adapter folder of the design, under a manifest, in one atomic step."""
 
     def save(folder: Path) -> None:
         with atomic_folder(folder) as partial:
-            backbone.save_adapter(adapter, partial)
-            shutil.copyfile(concept.folder / "concept.yaml", partial / "concept.yaml")
+            task.backbone.save_adapter(task.stage, partial, blocks=kept_blocks)
+            shutil.copyfile(task.concept.folder / "concept.yaml", partial / "concept.yaml")
             if provenance is not None:
                 write_json(partial / "provenance.json", json.loads(json.dumps(provenance)))
 

@@ -21,10 +21,10 @@ import torch
 from components.backbones.interface import TextEncoding
 from components.backbones.sd3 import SD3Backbone
 from components.learning.cache import ConditionedBatch
-from components.learning.extractor import flow_matching_loss
 from components.learning.flow_matching import interpolate
 from components.learning.loop import Loss
-from components.learning.pure import pure_learning_loss
+from components.learning.losses import flow_matching_loss
+from components.learning.methods.purecc import pure_learning_loss
 from components.settings import Profile, load_profile
 from components.world.family import create_untrained
 

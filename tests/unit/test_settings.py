@@ -144,3 +144,67 @@ def test_no_project_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidInput, match="PURECC_HOME"):
         project_root()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["learning.method=lora", "learning.eta=2"], "the method lora does not read it"),
+        (["learning.method=lora", "learning.extractor.steps=7"], "the method lora does not read it"),
+        (["learning.method=dop", "learning.pure.embedding_learning_rate=1"], "the method dop does not read it"),
+        (["learning.method=textual-inversion", "learning.lora.rank=8"], "textual-inversion does not read it"),
+        (
+            ["learning.method=b-lora", "learning.b_lora={content: [0], style: [1]}", "learning.lora.blocks=[0]"],
+            "b-lora",
+        ),
+        (["learning.prior.images=4"], "the method purecc does not read it"),
+        (["learning.pure.weight_learning_rate=1"], "the method purecc does not read it"),
+        (["learning.extractor.lora_learning_rate=1"], "the extractor trains embeddings only"),
+        (["learning.stages=merged", "learning.extractor.steps=3"], "learns in the steps of `pure`"),
+    ],
+    ids=str,
+)
+def test_an_override_that_would_be_ignored_is_refused(project: Path, overrides: list[str], reason: str) -> None:
+    with pytest.raises(InvalidInput, match=f"it would be ignored: .*{reason}") as error:
+        load_profile("tiny", overrides)
+    assert error.value.field == f"--set {overrides[-1].partition('=')[0]}"
+    load_profile("tiny", overrides[:-1])  # the others alone are fine, and so is what the file states for purecc
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["learning.cc_weight=0", "learning.eta=0"], "leave nothing to learn from"),
+        (["learning.cc_weight=0"], "by its closed form lambda is 0"),
+        (["learning.cc_weight=0", "learning.lambda_star.minimum=0"], "by its closed form lambda is 0"),
+        (["learning.cc_weight=0", "learning.lambda_star.fixed=1", "learning.original=detached"], "original: frozen"),
+        (["learning.lambda_star={fixed: 1, per: batch}"], "a fixed scale has no closed form"),
+        (["learning.method=dop", "learning.dop_weight=0"], "take that one"),
+        (["learning.method=b-lora", "learning.b_lora=null"], "b-lora needs b_lora.content"),
+        (["learning.b_lora={content: [0, 1], style: [1]}"], "cannot be content and style"),
+        (["learning.pure.lora_from_step=80"], "would never train"),
+        (["learning.references=2", "learning.extractor.early_stopping={held_out: 2}"], "leave none to train on"),
+        (["learning.pure.early_stopping={}", "learning.snapshot_steps=[5]"], "use one of them"),
+    ],
+    ids=str,
+)
+def test_settings_that_contradict_each_other_are_refused(project: Path, overrides: list[str], problem: str) -> None:
+    with pytest.raises(InvalidInput, match=problem) as error:
+        load_profile("tiny", overrides)
+    assert error.value.file is not None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["learning.cc_weight=0", "learning.lambda_star.fixed=1"],
+        ["learning.cc_weight=0", "learning.lambda_star.blend=0.5"],
+        ["learning.cc_weight=0", "learning.lambda_star.minimum=0.2"],
+        ["learning.method=dop"],
+        ["learning.method=dreambooth", "learning.prior.images=2"],
+        ["learning.method=cifc", "learning.earlier=[a, b]"],
+    ],
+    ids=str,
+)
+def test_settings_that_fit_each_other(project: Path, overrides: list[str]) -> None:
+    load_profile("tiny", overrides)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from components.backbones.sd3 import SD3Backbone
@@ -45,20 +47,31 @@ def backbone(micro_family: Path) -> SD3Backbone:
     )
 
 
+MICRO: dict[str, Any] = {
+    "learning": {
+        "batch_size": 2,
+        "extractor": {"steps": 6, "lora_learning_rate": 0.01},
+        "pure": {"steps": 6, "lora_learning_rate": 0.01, "weight_learning_rate": 0.01},
+        "prior": {"images": 3, "sampling": {"steps": 2, "batch_size": 2}},
+        "b_lora": {"content": [1], "style": [2]},
+    },
+    "evaluation": {"sampling": {"steps": 2}},
+}
+
+
+def _merge(content: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(content.get(key), dict):
+            _merge(content[key], value)
+        else:
+            content[key] = value
+
+
 @pytest.fixture
 def profile(micro_family: Path, project: Path) -> Callable[..., Profile]:
     """`profile("learning.eta=2", ...)`: the tiny profile on the micro family, few steps."""
-
-    def make(*overrides: str) -> Profile:
-        few = [
-            f"base.path={micro_family}",
-            "learning.batch_size=2",
-            "learning.extractor.steps=6",
-            "learning.pure.steps=6",
-            "learning.pure.lora_learning_rate=0.01",
-            "learning.extractor.lora_learning_rate=0.01",
-            "evaluation.sampling.steps=2",
-        ]
-        return load_profile("tiny", [*few, *overrides])
-
-    return make
+    file = project / "profiles" / "tiny.yaml"
+    content = yaml.safe_load(file.read_text())
+    _merge(content, {"base": {"path": str(micro_family)}, **MICRO})
+    file.write_text(yaml.safe_dump(content))
+    return lambda *overrides: load_profile("tiny", overrides)

@@ -38,7 +38,7 @@ PROGRAM = textwrap.dedent(
     from components.learning import NullTracker, checkpoints, history, loop, train_pure
     from components.settings import load_profile
 
-    base, concept_folder, extractor, work, *overrides = sys.argv[1:]
+    concept_folder, extractor, work, *overrides = sys.argv[1:]
 
     def die(*_, **__):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -97,7 +97,6 @@ def test_killed_at_the_worst_moments(
     backbone: SD3Backbone,
     concept: Concept,
     profile: Callable[..., Profile],
-    micro_family: Path,
     repository: Path,
     tmp_path: Path,
 ) -> None:
@@ -105,18 +104,9 @@ def test_killed_at_the_worst_moments(
     extractor = train_extractor(backbone, concept, settings, tmp_path / "extractor", NullTracker())
     unbroken = train_pure(backbone, concept, settings, extractor, tmp_path / "unbroken", NullTracker())
 
-    overrides = [
-        f"base.path={micro_family}",
-        "learning.batch_size=2",
-        "learning.pure.lora_learning_rate=0.01",
-        "learning.extractor.steps=6",
-        "learning.extractor.lora_learning_rate=0.01",
-        "evaluation.sampling.steps=2",
-        *SETTINGS,
-    ]
     work = tmp_path / "killed"
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(micro_family), str(concept.folder), str(extractor), str(work), *overrides],
+        [sys.executable, "-c", PROGRAM, str(concept.folder), str(extractor), str(work), *SETTINGS],
         env={**os.environ, "PYTHONPATH": str(repository)},
         capture_output=True,
         text=True,

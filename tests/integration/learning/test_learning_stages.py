@@ -20,12 +20,13 @@ from components.errors import IntegrityError, InvalidInput, TrainingDiverged
 from components.files import verify_manifest
 from components.learning import NullTracker, train_extractor, train_pure
 from components.learning import extractor as extractor_module
+from components.learning import losses as losses_module
 from components.learning.cache import EncodedConcept
-from components.learning.extractor import flow_matching_loss
 from components.learning.flow_matching import FlowSample, interpolate
 from components.learning.history import read_history
-from components.learning.pure import pure_learning_loss
-from components.learning.stages import initial_embeddings
+from components.learning.losses import flow_matching_loss
+from components.learning.methods.purecc import pure_learning_loss
+from components.learning.task import initial_embeddings
 from components.settings import LoraSettings, Profile
 
 MakeProfile = Callable[..., Profile]
@@ -263,7 +264,7 @@ def test_plain_lora_needs_no_extractor(
     backbone.load_adapter(folder, "lora")
     assert set(backbone.parameters("lora")) == {"lora"}
     backbone.remove_adapter("lora")
-    with pytest.raises(InvalidInput, match="plain LoRA has no extractor"):
+    with pytest.raises(InvalidInput, match="lora with stages: separate has no extractor"):
         train_pure(backbone, concept, profile("learning.method=lora"), theta1, tmp_path / "x", NullTracker())
     with pytest.raises(InvalidInput, match="needs the extractor"):
         train_pure(backbone, concept, profile(), None, tmp_path / "x", NullTracker())
@@ -340,9 +341,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     backbone: SD3Backbone, concept: Concept, profile: MakeProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(1, 100))
-    original = extractor_module.squared_error
+    original = losses_module.squared_error
     monkeypatch.setattr(
-        extractor_module, "squared_error", lambda a, b: original(a, b) * (float("nan") if next(calls) == 5 else 1.0)
+        losses_module, "squared_error", lambda a, b: original(a, b) * (float("nan") if next(calls) == 5 else 1.0)
     )
     settings = profile("learning.checkpoint_every=3")
     with pytest.raises(TrainingDiverged, match=r"extractor: .* is not finite at step 5; .* step 3") as error:
@@ -352,7 +353,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     assert [row["step"] for row in read_history(tmp_path / "bad" / "history.jsonl")] == [1, 2, 3, 4]
     assert backbone.adapted.names == ()
     # the checkpoint is good: what comes after it is what an unbroken training gives
-    monkeypatch.setattr(extractor_module, "squared_error", original)
+    monkeypatch.setattr(losses_module, "squared_error", original)
     resumed = train_extractor(backbone, concept, settings, tmp_path / "bad", NullTracker())
     unbroken = train_extractor(backbone, concept, settings, tmp_path / "good", NullTracker())
     assert weights(resumed) == weights(unbroken)

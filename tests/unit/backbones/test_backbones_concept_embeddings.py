@@ -35,7 +35,10 @@ def by_hand(transformer: Any, x: Tensor, t: Tensor, text: TextEncoding, replaced
     for number, block in enumerate(transformer.transformer_blocks):
         rows = []
         for sample, changes in enumerate(replaced):
-            lines = [changes[row][number] if row in changes else line for row, line in enumerate(context[sample])]
+            lines = [
+                changes[row][number] if row in changes and number < len(changes[row]) else line
+                for row, line in enumerate(context[sample])
+            ]
             rows.append(torch.stack(lines))
         context, hidden = block.forward(hidden, torch.stack(rows), temb)
     hidden = transformer.proj_out(transformer.norm_out(hidden, temb))
@@ -75,6 +78,23 @@ def test_replacement_equals_the_forward_pass_by_hand(backbone: SD3Backbone) -> N
     changed = (got - base).abs().flatten(1).amax(1)
     assert changed[1] == 0, "a prompt without a concept is the base exactly"
     assert (changed[[0, 2, 3]] > 1e-3).all()
+
+
+@pytest.mark.parametrize("single", [("active",), ("second",), ("active", "second")])
+def test_a_single_embedding_acts_at_the_first_block_only(backbone: SD3Backbone, single: tuple[str, ...]) -> None:
+    """Later blocks see what becomes of it; beside one with an embedding for each block it takes nothing from it."""
+    values = {name: embeddings(backbone, seed) for name, seed in (("active", 1), ("second", 2))}
+    for name in single:
+        values[name] = values[name][:1]
+    backbone.create_adapter("active", concept="mine", embeddings_NRD=values["active"])
+    backbone.create_adapter("second", concept="other", embeddings_NRD=values["second"])
+    text = backbone.encode_text(PROMPTS)
+    x, t = point(backbone, len(PROMPTS))
+    with torch.no_grad():
+        replaced = replacements(backbone, {"": values["active"], "other": values["second"]})
+        expected = by_hand(backbone.transformer, x, t, text, replaced)
+        got = backbone.velocity(x, t, text, "active")
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_every_block_and_every_row_has_its_own_embedding(backbone: SD3Backbone) -> None:

@@ -62,7 +62,7 @@ def test_both_attentions_are_adapted_in_every_block(backbone: SD3Backbone) -> No
 def test_another_architecture_is_refused(backbone: SD3Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora, "TARGETS", ("attn.to_q",))
     with pytest.raises(RuntimeError, match="do not match"):
-        lora.add_lora(backbone.transformer, "partial", rank=2, alpha=2.0, seed=0)
+        lora.add_lora(backbone.transformer, "partial", LoraSettings(rank=2, alpha=2.0), seed=0)
     lora.remove_lora(backbone.transformer, "partial")
 
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import pytest
 
 from components.concepts.concept import Concept
+from components.files import write_manifest
+from components.learning_settings import Method, PureSettings
 from components.settings import Profile, load_profile
 from flows.job import VERSIONS, Job
 
@@ -39,6 +41,12 @@ def _keys(job: Job) -> dict[str, str]:
         (["learning.eta=1.5"], {"pure-learning"}),
         (["learning.original=detached"], {"pure-learning"}),
         (["learning.pure.steps=9"], {"pure-learning"}),
+        (["learning.references=2"], {"extractor", "pure-learning"}),
+        (["learning.lambda_star.per=batch"], {"pure-learning"}),
+        (["learning.dop_weight=1"], {"pure-learning"}),
+        (["learning.embeddings=single"], {"extractor", "pure-learning"}),
+        (["learning.lora.rank=2"], {"pure-learning"}),  # the tiny profile's extractor has embeddings alone
+        (["learning.extractor.early_stopping={}"], {"extractor"}),
         (["learning.extractor.steps=9"], {"extractor"}),  # stage 2 follows by the digest of stage 1's adapter
         (["learning.batch_size=1"], {"extractor", "pure-learning"}),
         (["learning.checkpoint_every=7", "learning.preview_every=3"], set()),
@@ -69,11 +77,27 @@ def test_data_base_and_parents_change_what_depends_on_them(make: Callable[..., J
     assert job.evaluation("a").key != job.evaluation("a2").key
 
 
-def test_a_plain_lora_does_not_depend_on_what_only_purecc_reads(make: Callable[..., Job]) -> None:
+def test_a_plain_lora_does_not_depend_on_what_only_purecc_reads(make: Callable[..., Job], project: Path) -> None:
     lora = make("learning.method=lora")
     assert not lora.trains_extractor
-    other = make("learning.method=lora", "learning.eta=2", "learning.guidance=class", "learning.extractor.steps=7")
-    assert lora.pure(None).key == other.pure(None).key
+    profile = project / "profiles" / "tiny.yaml"
+    profile.write_text(profile.read_text().replace("eta: 0.3", "eta: 2").replace("steps: 120", "steps: 7"))
+    assert make().pure("e").key != lora.pure("e").key
+    assert lora.pure(None).key == make("learning.method=lora").pure(None).key
+
+
+def test_earlier_adapters_count_by_their_content(make: Callable[..., Job], project: Path) -> None:
+    folder = project / "earlier"
+    keys = set()
+    for content in ("one", "two"):
+        folder.mkdir(exist_ok=True)
+        (folder / "weights").write_text(content)
+        write_manifest(folder)
+        keys |= {make("learning.method=cifc", "learning.earlier=[earlier]").pure(None).key}
+        (folder / "provenance.json").write_text(content)
+        write_manifest(folder)
+        keys |= {make("learning.method=cifc", "learning.earlier=[earlier]").pure(None).key}
+    assert len(keys | {make("learning.method=cifc").pure(None).key}) == 3
 
 
 def test_the_prompt_set_counts_by_its_content(make: Callable[..., Job], project: Path) -> None:
@@ -94,11 +118,21 @@ def test_the_evaluators_count_by_their_content_and_not_by_their_times(make: Call
     assert make().evaluation("a").key != before
 
 
-def test_every_learning_setting_counts_in_one_stage_at_least(make: Callable[..., Job]) -> None:
+@pytest.mark.parametrize("stages", ["separate", "merged"])
+def test_every_learning_setting_counts_in_one_stage_at_least(make: Callable[..., Job], stages: str) -> None:
     """A setting that someone adds must not be forgotten in the keys: only those of the course may be left out."""
-    inputs: dict[str, Any] = {**make().extractor().inputs["learning"], **make().pure("e").inputs["learning"]}
-    left_out = set(make().profile.learning.model_dump()) - set(inputs)
+    counted: set[str] = set()
+    for method in get_args(Method):
+        given = ["learning.b_lora={content: [0], style: [1]}"] if method == "b-lora" else []
+        given += [f"learning.stages={stages}"] if method == "purecc" else []
+        job = make(f"learning.method={method}", *given)
+        read = {**job.extractor().inputs["learning"], **job.pure("e").inputs["learning"]}
+        assert not set(read) & set(job.profile.learning.unread())
+        counted |= set(read)
+        counted |= {f"pure.{name}" for name in read["pure"]}
+    left_out = set(make().profile.learning.model_dump()) - counted
     assert left_out <= {"checkpoint_every", "preview_every", "snapshot_steps"}
+    assert {f"pure.{name}" for name in PureSettings.model_fields} <= counted
 
 
 def test_the_method_version_of_training_is_that_of_the_keys() -> None:
