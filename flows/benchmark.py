@@ -1,4 +1,4 @@
-"""Methods x concepts x seeds, one table.
+"""Methods x concepts x seeds, one table and one report.
 
     purecc benchmark --methods purecc,lora --concepts striped_star
 
@@ -8,7 +8,6 @@ that are measured are not measured again, a cell that fails is a row that says s
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,10 +19,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
 from prefect.task_runners import ProcessPoolTaskRunner
 
-from components.benchmark import table
+from components.benchmark import outcome
+from components.benchmark.cell import CATEGORIES, EVALUATION, HISTORY, ROWS, Row
+from components.benchmark.outcome import Kept
 from components.benchmark.plan import Cell, Plan
-from components.benchmark.table import Row
-from components.files import digest_of, write_json
+from components.evaluation.cells import write_cells
+from components.files import digest_of
 from components.settings import project_root
 from components.tracking import runs
 from components.tracking.store import open_store
@@ -31,6 +32,7 @@ from flows import stages, tasks
 from flows.console import stderr
 from flows.job import Job, load_job
 from flows.session import Session
+from flows.stages import Stage
 
 EXPERIMENT = "benchmark"
 
@@ -45,61 +47,71 @@ def cells_at_once(workers: int) -> ProcessPoolTaskRunner:
 
 
 @flow(name="benchmark", flow_run_name="{title}", task_runner=cells_at_once(1))
-def benchmark(title: str, plan: dict[str, Any], target: str) -> list[Row]:
-    """Measure what the table `target` lacks of the plan.
+def benchmark(title: str, plan: dict[str, Any], target: str, facts: dict[str, str]) -> dict[str, str]:
+    """Measure what the folder `target` lacks of the plan, and write its report.
 
     Args:
         title: name of the benchmark's MLflow run.
         plan: a `Plan`, as JSON.
-        target: the CSV.
+        target: folder of the table, see `components.benchmark.outcome`.
+        facts: what the report says of the run.
 
     Returns:
-        the table's rows of this plan.
+        `html`, `markdown` and `cells` -> file.
     """
-    wanted, file = Plan.model_validate(plan), Path(target)
+    wanted, folder = Plan.model_validate(plan), Path(target)
     store = open_store(project_root())
     parent = runs.resume(store, EXPERIMENT, title, {"benchmark/plan": digest_of(plan)[:40]})
-    keys = {cell: _key(cell, wanted) for cell in wanted.cells()}
-    rows = [row for row in table.read_rows(file) if row["status"] == table.MEASURED]
-    open_cells = [cell for cell, key in keys.items() if len(table.cell_rows(rows, key)) < len(cell.steps)]
-    _say(f"{len(keys) - len(open_cells)} of {len(keys)} cells are measured")
+    found = {cell: _stage(cell, wanted) for cell in wanted.cells()}
+    rows = outcome.read_table(folder)
+    missing = [cell for cell, stage in found.items() if stage.key not in set(rows[outcome.KEY])]
+    _say(f"{len(found) - len(missing)} of {len(found)} cells are measured")
     with runs.reopened(store, parent):
-        futures = {measure.submit(asdict(cell), wanted.profile, parent): cell for cell in open_cells}
+        futures = {measure.submit(asdict(cell), wanted.profile, parent): cell for cell in missing}
         for number, future in enumerate(as_completed(list(futures)), start=1):
             cell = futures[future]
-            found = future.result(raise_on_failure=False)
-            failed = isinstance(found, BaseException)
-            rows += [_failure(cell, keys[cell], found)] if isinstance(found, BaseException) else found
-            table.write_rows(rows, file)
-            outcome = f"failed: {found}" if failed else "measured"
-            _say(f"{number} of {len(open_cells)}: {cell.title} {outcome}", failed)
-    wanted_keys = set(keys.values())
-    return [row for row in rows if row["key"] in wanted_keys]
+            result = future.result(raise_on_failure=False)
+            failed = isinstance(result, BaseException)
+            new = (
+                [_failure(cell, result)] if isinstance(result, BaseException) else outcome.rows_of(_kept(cell, result))
+            )
+            rows = outcome.add_rows(rows, new, found[cell].key)
+            write_cells(rows, folder / outcome.CELLS)
+            said = f"failed: {result}" if failed else "measured"
+            _say(f"{number} of {len(missing)}: {cell.title} {said}", failed)
+        kept = [_kept(cell, stage.folder) for cell, stage in found.items() if stages.find(stage) is not None]
+        outcome.gather(folder, kept)
+        files = outcome.write_report(folder, wanted, facts)
+        store.client.log_artifacts(parent, str(folder), "benchmark")
+    return {name: str(file) for name, file in files.items()}
 
 
 @task(name="measure", task_run_name="{cell[variant]} {cell[concept]} {cell[seed]}", cache_policy=NO_CACHE)
-def measure(cell: dict[str, Any], profile: str, parent: str) -> list[Row]:
-    """One cell, in its own MLflow run; its result is kept like that of any stage."""
-    wanted = Cell(**{**cell, "steps": tuple(cell["steps"]), "settings": tuple(cell["settings"])})
+def measure(cell: dict[str, Any], profile: str, parent: str) -> str:
+    """One cell, in its own MLflow run; its result is kept like that of any stage.
+
+    Returns:
+        the folder of what it kept.
+    """
+    wanted = Cell(**cell)
     job = load_job(wanted.concept, profile, wanted.overrides)
-    stage = job.measurement()
+    stage = job.measurement(wanted.scales)
     kept = stages.find(stage)
     if kept is None:
         kept = stages.run(stage, lambda work: _measured(job, wanted, stage.key, parent, work))
-    rows = json.loads((kept.folder / "rows.json").read_text(encoding="utf-8"))
-    return [{**row, "variant": wanted.variant} for row in rows]  # two titles may name the same settings
+    return str(kept.folder)
 
 
 def _measured(job: Job, cell: Cell, key: str, parent: str, work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
     from components.benchmark.cell import measure as measure_cell
 
     store = open_store(job.root)
-    tags = {"purecc/concept": job.name, "benchmark/variant": cell.variant, "benchmark/key": key}
+    tags = {"purecc/concept": job.name, "benchmark/method": cell.variant, "benchmark/key": key}
     with runs.run(store, EXPERIMENT, cell.title, parent=parent, tags=tags) as tracker:
         runs.log_parameters(store, tracker.run_id, job.profile.model_dump(mode="json"))
         session = Session(job, store, tracker.run_id, experiment=EXPERIMENT)
         extractor = tasks.train_extractor.fn(session) if job.trains_extractor else None
-        rows = measure_cell(
+        measure_cell(
             cell,
             job.concept,
             job.profile,
@@ -107,38 +119,31 @@ def _measured(job: Job, cell: Cell, key: str, parent: str, work: Path) -> tuple[
             work,
             job.root / ".purecc" / "cache" / "originals",
             tracker,
-            key=key,
-            evaluated=lambda step, row: tracker.log_metrics(_metrics(row), step),
+            evaluated=lambda row: tracker.log_metrics(_metrics(row), row["step"]),
         )
-    write_json(work / "rows.json", rows)
-    pictures = work / "evaluation" / str(cell.steps[-1])
-    return {
-        "rows.json": work / "rows.json",
-        "history.jsonl": work / "history.jsonl",
-        "evaluation": pictures,
-        "adapter": work / "adapter",
-    }, {"run": tracker.run_id}
+    kept = {name: work / name for name in (ROWS, CATEGORIES, HISTORY, EVALUATION, "adapter")}
+    return kept, {"run": tracker.run_id}
+
+
+def _metrics(row: Row) -> dict[str, float]:
+    suffix = "" if row["scale"] == 1 else f"/scale_{row['scale']:g}"
+    return {f"{name}{suffix}": value for name, value in row.items() if "/" in name}
+
+
+def _stage(cell: Cell, plan: Plan) -> Stage:
+    return load_job(cell.concept, plan.profile, cell.overrides).measurement(cell.scales)
+
+
+def _kept(cell: Cell, folder: str | Path) -> Kept:
+    return Kept(cell.variant, cell.concept, cell.seed, Path(folder))
+
+
+def _failure(cell: Cell, error: BaseException) -> Row:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    names = {"method": cell.variant, "concept": cell.concept, "kind": "instance", "seed": cell.seed}
+    return {**names, "step": cell.steps[-1], "scale": 1.0, "error": reason}
 
 
 def _say(text: str, failed: bool = False) -> None:
     """On its own: a console in the flow could not be sent to the processes that run its tasks."""
     stderr.print(text, style="red" if failed else "dim", highlight=False)
-
-
-def _metrics(row: Row) -> dict[str, float]:
-    return {name: float(value) for name, value in row.items() if "/" in name and value}
-
-
-def _key(cell: Cell, plan: Plan) -> str:
-    return load_job(cell.concept, plan.profile, cell.overrides).measurement().key
-
-
-def _failure(cell: Cell, key: str, error: BaseException) -> Row:
-    return {
-        "variant": cell.variant,
-        "concept": cell.concept,
-        "seed": str(cell.seed),
-        "status": table.FAILED,
-        "error": " ".join(str(error).split())[:300] or type(error).__name__,
-        "key": key,
-    }

@@ -19,8 +19,11 @@ def benchmark(
     methods: Annotated[str | None, typer.Option(help="these variants of the plan only: a,b")] = None,
     concepts: Annotated[str | None, typer.Option(help="these concepts only: x,y")] = None,
     seeds: Annotated[str | None, typer.Option(help="these seeds, instead of the plan's: 0,1")] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="so many of each category, instead of the plan's")] = None,
     workers: Annotated[int, typer.Option(min=1, help="cells at once, each a process of one thread")] = 1,
-    out: Annotated[Path | None, typer.Option(help="folder of the table; default: docs/benchmarks/<plan>")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of table and report; default: docs/benchmarks/<plan>")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure what is not measured yet, and write the table."""
@@ -33,21 +36,25 @@ def benchmark(
             wanted = read_plan(plan).only(
                 variants=_names(methods), concepts=_names(concepts), seeds=[int(seed) for seed in _names(seeds)]
             )
+            if prompts is not None:
+                wanted = wanted.with_settings(f"evaluation.prompts_per_category={prompts}")
             for cell in wanted.cells():
                 load_profile(wanted.profile, cell.overrides)
         folder = out or root / "docs" / "benchmarks" / plan.stem
         from flows import start
 
-        rows = start.benchmark(plan.stem, wanted, folder / "cells.csv", workers=workers)
-        failed = [row for row in rows if row["status"] == "failed"]
-        facts: dict[str, Any] = {
+        facts = {"command": f"purecc benchmark --plan {relative(plan.resolve(), root)}", "profile": wanted.profile}
+        files = start.benchmark(plan.stem, wanted, folder, workers=workers, facts=facts)
+        from components.evaluation.cells import failed, read_cells
+
+        lost = failed(read_cells(folder / "benchmark.csv")).to_dict("records")
+        result: dict[str, Any] = {
             "name": plan.stem,
-            "table": str(folder / "cells.csv"),
-            "rows": len(rows),
-            "failed": [{key: row[key] for key in ("variant", "concept", "seed", "error")} for row in failed],
+            **files,
+            "failed": [{key: row[key] for key in ("method", "concept", "seed", "error")} for row in lost],
         }
-        output.result(facts, lambda: _show(facts, root))
-        if failed:
+        output.result(result, lambda: _show(result, root))
+        if lost:
             raise typer.Exit(FAILED)
 
 
@@ -55,9 +62,9 @@ def _names(text: str | None) -> list[str]:
     return [name.strip() for name in (text or "").split(",") if name.strip()]
 
 
-def _show(facts: dict[str, Any], root: Path) -> None:
-    stdout.print(escape(f"{facts['rows']} rows in {relative(facts['table'], root)}"))
-    for row in facts["failed"]:
-        stdout.print(
-            escape(f"failed: {row['variant']} {row['concept']} seed {row['seed']}: {row['error']}"), style="red"
-        )
+def _show(result: dict[str, Any], root: Path) -> None:
+    for name in ("html", "markdown", "cells"):
+        stdout.print(escape(relative(result[name], root)), soft_wrap=True)
+    for row in result["failed"]:
+        cell = f"{row['method']} {row['concept']} seed {row['seed']}"
+        stdout.print(escape(f"failed: {cell}: {row['error']}"), style="red")

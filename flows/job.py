@@ -91,15 +91,16 @@ class Job:
             },
         )
 
-    def measurement(self) -> Stage:
-        """A benchmark's cell: the whole training, with the steps at which its adapter is evaluated."""
-        pure = self.pure(self.extractor().key if self.trains_extractor else None)
+    def measurement(self, scales: Sequence[float]) -> Stage:
+        """A benchmark's cell: the whole training, with the steps and scales at which its adapter is evaluated."""
+        learning = self.profile.learning
         return self._stage(
             "measurement",
             {
-                "training": pure.key,
-                "evaluated": [*self.profile.learning.snapshot_steps, self.profile.learning.pure.steps],
-                "evaluation": self.evaluation("every kept step").key,
+                "training": self.pure(self.extractor().key if self.trains_extractor else None).key,
+                "steps": [*learning.snapshot_steps, learning.pure.steps],
+                "scales": list(scales),
+                "evaluation": self.evaluation("each of these").key,
             },
         )
 

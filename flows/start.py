@@ -42,8 +42,8 @@ def customize(name: str, profile: str, overrides: Sequence[str] = (), *, anew: b
             return Outcome(**flow(name, profile, list(overrides)))
 
 
-def benchmark(title: str, plan: Plan, target: Path, *, workers: int) -> list[dict[str, str]]:
-    """Measure what the table `target` lacks of a benchmark's plan; returns its rows of this plan."""
+def benchmark(title: str, plan: Plan, target: Path, *, workers: int, facts: dict[str, str]) -> dict[str, str]:
+    """Measure what the folder `target` lacks of a benchmark's plan, and write its report; returns its files."""
     root = project_root()
     for name in plan.concepts:
         fetch_data(root, name)
@@ -53,7 +53,7 @@ def benchmark(title: str, plan: Plan, target: Path, *, workers: int) -> list[dic
 
         with connected(server):
             flow = flow.with_options(task_runner=cells_at_once(workers))
-            return flow(title, plan.model_dump(mode="json"), str(target.resolve()))
+            return flow(title, plan.model_dump(mode="json"), str(target.resolve()), facts)
 
 
 def fetch_data(root: Path, name: str) -> None:

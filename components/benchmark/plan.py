@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from components.errors import InvalidInput
 
@@ -22,12 +22,13 @@ class Variant(_Strict):
 
     Attributes:
         settings: `KEY=VALUE` over the plan's.
-        seeds, steps: instead of the plan's.
+        seeds, steps, scales: instead of the plan's.
     """
 
     settings: list[str] = []
     seeds: list[int] | None = Field(None, min_length=1)
     steps: list[int] | None = Field(None, min_length=1)
+    scales: list[float] | None = Field(None, min_length=1)
 
 
 class Plan(_Strict):
@@ -38,18 +39,22 @@ class Plan(_Strict):
         concepts: folders under `data/concepts`.
         seeds: of the trainings and the images.
         steps: of the last training stage, at each of which the adapter is kept and evaluated.
+        scales: how strongly the LoRA of the last step acts at inference; 1 is as trained, and always measured.
         settings: `KEY=VALUE` over the profile's, for every variant.
-        variants: title -> what is particular to it.
-        baseline: the variant that the others are compared with.
+        variants: title -> what is particular to it; a title is the `method` of the table.
+        baseline: the variant that the others are tested against; None: the first.
+        sensitivities: setting -> value -> the variant that has it, for plots of one setting.
     """
 
     profile: str = "tiny"
     concepts: list[str] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     steps: list[int] = Field(min_length=1)
+    scales: list[float] = [1.0]
     settings: list[str] = []
     variants: dict[str, Variant] = Field(min_length=1)
     baseline: str | None = None
+    sensitivities: dict[str, dict[float, str]] = {}
 
     @field_validator("variants", mode="before")
     @classmethod
@@ -59,6 +64,14 @@ class Plan(_Strict):
         return {
             name: {"settings": item or []} if isinstance(item, list | None) else item for name, item in value.items()
         }
+
+    @model_validator(mode="after")
+    def _known(self) -> Plan:
+        named = [self.baseline] if self.baseline else []
+        named += [title for points in self.sensitivities.values() for title in points.values()]
+        if unknown := [title for title in named if title not in self.variants]:
+            raise ValueError(f"{unknown[0]!r} is not a variant of the plan")
+        return self
 
     @field_validator("steps")
     @classmethod
@@ -74,8 +87,22 @@ class Plan(_Strict):
             for seed in every:
                 for title, variant in self.variants.items():
                     if seed in (variant.seeds or self.seeds):
-                        steps = tuple(variant.steps or self.steps)
-                        yield Cell(title, concept, seed, steps, (*self.settings, *variant.settings))
+                        yield Cell(
+                            title,
+                            concept,
+                            seed,
+                            tuple(variant.steps or self.steps),
+                            tuple(dict.fromkeys([1.0, *(variant.scales or self.scales)])),
+                            (*self.settings, *variant.settings),
+                        )
+
+    def with_settings(self, *settings: str) -> Plan:
+        """The plan with more settings for every variant, which win over its own."""
+        variants = {
+            name: item.model_copy(update={"settings": [*item.settings, *settings]})
+            for name, item in self.variants.items()
+        }
+        return self.model_copy(update={"variants": variants})
 
     def only(self, *, variants: Sequence[str] = (), concepts: Sequence[str] = (), seeds: Sequence[int] = ()) -> Plan:
         """The part of the plan with these variants, concepts and seeds; empty: all of them.
@@ -93,7 +120,15 @@ class Plan(_Strict):
         if seeds:
             kept = {name: item.model_copy(update={"seeds": list(seeds)}) for name, item in kept.items()}
         names = [name for name in self.concepts if not concepts or name in concepts]
-        return self.model_copy(update={"variants": kept, "concepts": names, "seeds": list(seeds) or self.seeds})
+        return self.model_copy(
+            update={
+                "variants": kept,
+                "concepts": names,
+                "seeds": list(seeds) or self.seeds,
+                "baseline": self.baseline if self.baseline in kept else None,
+                "sensitivities": {},
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +137,7 @@ class Cell:
 
     Attributes:
         steps: at which its adapter is evaluated; the last is its length.
+        scales: of the LoRA at inference, at the last step; 1 first.
         settings: `KEY=VALUE` over the profile's.
     """
 
@@ -109,6 +145,7 @@ class Cell:
     concept: str
     seed: int
     steps: tuple[int, ...]
+    scales: tuple[float, ...]
     settings: tuple[str, ...]
 
     @property

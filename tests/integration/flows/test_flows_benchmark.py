@@ -18,6 +18,7 @@ PLAN: dict[str, Any] = {
     "concepts": ["spotted_star"],
     "seeds": [3],
     "steps": [1, 2],
+    "scales": [1.0, 0.5],
     "variants": {
         "lora": ["learning.method=lora"],
         "purecc": [],
@@ -37,13 +38,18 @@ def test_cells_are_measured_once_tracked_and_a_failed_one_is_a_row(customized: A
     command = ("benchmark", "--plan", "plan.yaml", "--out", "out", "--workers", "2", "--json")
     first = customized.process(*command)
     assert first.code == 1, first.stderr  # a cell failed
-    rows = rows_of(root / "out" / "cells.csv")
-    measured = {(row["variant"], row["step"]): row for row in rows if row["status"] == "measured"}
-    assert set(measured) == {("lora", "1"), ("lora", "2"), ("purecc", "1"), ("purecc", "2")}
-    (failed,) = [row for row in rows if row["status"] == "failed"]
-    assert failed["variant"] == "diverging"
+    rows = rows_of(root / "out" / "benchmark.csv")
+    measured = {(row["method"], row["step"], row["scale"]): row for row in rows if not row["error"]}
+    places = [("1", "1.0"), ("2", "1.0"), ("2", "0.5")]
+    assert set(measured) == {(method, *place) for method in ("lora", "purecc") for place in places}
+    (failed,) = [row for row in rows if row["error"]]
+    assert failed["method"] == "diverging"
     assert "not finite" in failed["error"]
-    assert [row["variant"] for row in first.json["failed"]] == ["diverging"]
+    assert [row["method"] for row in first.json["failed"]] == ["diverging"]
+    page = (root / "out" / "benchmark.html").read_text()
+    assert all(title in page for title in ("lora", "purecc", "diverging", "spotted_star"))
+    assert {row["method"] for row in rows_of(root / "out" / "lambda.csv")} == {"purecc"}
+    assert (root / "out" / "sheets" / "spotted_star.png").is_file()
 
     store = open_store(root)
     runs = {run.info.run_name: run for run in store.client.search_runs([store.experiment("benchmark")])}
@@ -52,16 +58,16 @@ def test_cells_are_measured_once_tracked_and_a_failed_one_is_a_row(customized: A
     assert {"lora spotted_star seed 3", "purecc spotted_star seed 3", "diverging spotted_star seed 3"} <= cells
     course = store.client.get_metric_history(runs["lora spotted_star seed 3"].info.run_id, "fidelity/clip_i")
     assert {point.step: point.value for point in course} == {
-        step: pytest.approx(float(measured["lora", str(step)]["fidelity/clip_i"]), rel=1e-5) for step in (1, 2)
+        step: pytest.approx(float(measured["lora", str(step), "1.0"]["fidelity/clip_i"]), rel=1e-5) for step in (1, 2)
     }
 
     PLAN["variants"].pop("diverging")
     (root / "plan.yaml").write_text(yaml.safe_dump(PLAN))
-    before = (root / "out" / "cells.csv").read_text()
+    before = [row for row in rows if not row["error"]]
     again = customized.process(*command)
-    assert (again.code, again.json["rows"]) == (0, 4)
+    assert (again.code, again.json["failed"]) == (0, [])
     assert "2 of 2 cells are measured" in again.stderr
-    assert (root / "out" / "cells.csv").read_text() == before
+    assert rows_of(root / "out" / "benchmark.csv") == before
 
     # forgotten altogether and measured in one process after the other: the same numbers
     for kept in ("artifacts", "work", "cache"):
@@ -70,9 +76,9 @@ def test_cells_are_measured_once_tracked_and_a_failed_one_is_a_row(customized: A
     assert anew.code == 0, anew.stderr
     metrics = [
         {name: value for name, value in row.items() if not name.startswith("cost/")}
-        for row in rows_of(root / "anew" / "cells.csv")
+        for row in rows_of(root / "anew" / "benchmark.csv")
     ]
-    assert metrics == [{name: measured["purecc", row["step"]][name] for name in row} for row in metrics]
+    assert metrics == [{name: measured["purecc", row["step"], row["scale"]][name] for name in row} for row in metrics]
 
 
 def test_a_plan_with_an_unknown_setting_is_refused_before_anything_runs(customized: Any) -> None:

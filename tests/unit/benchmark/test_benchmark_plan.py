@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from components.benchmark import table
 from components.benchmark.plan import Plan, read_plan
 from components.errors import InvalidInput
 
@@ -83,19 +82,3 @@ def test_a_wrong_plan_names_file_and_field(tmp_path: Path, change: str, field: s
     with pytest.raises(InvalidInput) as caught:
         read_plan(file)
     assert (caught.value.file, caught.value.field) == (file, field)
-
-
-def test_a_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    head = dict.fromkeys(table.HEAD, "x")
-    rows = [{**head, "status": "measured", "a/b": "1"}, {**head, "status": "failed", "error": 'a "b",\nc'}]
-    file = tmp_path / "deep" / "cells.csv"
-    table.write_rows(rows, file)
-    assert table.read_rows(file) == [rows[0], {**rows[1], "a/b": ""}]
-    assert table.cell_rows(table.read_rows(file), "x") == [rows[0]]
-
-
-def test_a_table_of_another_kind_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "cells.csv"
-    file.write_text("variant,concept\nx,y\n")
-    with pytest.raises(InvalidInput, match="kind"):
-        table.read_rows(file)
