@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
+from numpy.typing import NDArray
 
 from components.evaluation.cells import COSTS, ERROR, KEYS, at_budget, failed, measured, methods_of
 from components.evaluation.charts import Cloud, Series, line_chart, scatter_chart
@@ -80,19 +82,19 @@ def frontier_section(cells: pd.DataFrame, axes: Axes, levels: Sequence[float], b
     shared = common_fidelity(cells, axes)
     matched = damage_at_fidelity(cells, axes, shared)
     by_level = {level: damage_at_fidelity(cells, axes, level) for level in levels}
-    tests = compare(volumes, "hypervolume", baseline, better="higher").set_index("method")
-    at_shared = compare(matched, "damage", baseline, better="lower").set_index("method")
+    tests = _by_method(compare(volumes, "hypervolume", baseline, better="higher"))
+    at_shared = _by_method(compare(matched, "damage", baseline, better="lower"))
     head = ["method", "hypervolume", "damage at the shared fidelity", *(f"damage at {level:g}" for level in levels)]
     head += [f"hypervolume: wins against {baseline}", "difference", "effect", "p", "p (Holm)", "at shared fidelity: p"]
     rows = []
     for method in methods_of(volumes):
         row = [method, _over_seeds(volumes, method, "hypervolume"), _over_seeds(matched, method, "damage")]
         row += [_reached(by_level[level], method) for level in levels]
-        if method in tests.index:
-            test = tests.loc[method]
+        if method in tests:
+            test = tests[method]
             row += [f"{100 * test['wins']:.0f} % of {test['concepts']:.0f}"]
-            row += [figure(float(test[name])) for name in ("difference", "effect", "p_permutation", "p_holm")]
-            row += [figure(float(at_shared.loc[method, "p_permutation"])) if method in at_shared.index else ""]
+            row += [figure(test[name]) for name in ("difference", "effect", "p_permutation", "p_holm")]
+            row += [figure(at_shared[method]["p_permutation"]) if method in at_shared else ""]
         else:
             row += ["", "", "", "", "", ""]
         rows.append(row)
@@ -101,12 +103,17 @@ def frontier_section(cells: pd.DataFrame, axes: Axes, levels: Sequence[float], b
         f"hypervolume: fidelity {axes.least:g}, damage {axes.worst:g}."
     )
     parts: list[Part] = [
-        Chart("All methods, means over concepts and seeds", curve_chart(cells, axes)),
+        Chart("All methods, means over concepts and seeds", curve_chart(cells, axes), wide=True),
         Table(head, rows),
     ]
     for concept, own in cells.groupby("concept", sort=False):
         parts.append(Chart(str(concept), curve_chart(own, axes, title=str(concept))))
     return Section(_title(axes), text, parts)
+
+
+def _by_method(tests: pd.DataFrame) -> dict[str, dict[str, float]]:
+    return {str(row["method"]): {str(name): float(row[name]) for name in tests if name != "method"}
+            for _, row in tests.iterrows()}  # fmt: skip
 
 
 def _title(axes: Axes) -> str:
@@ -127,7 +134,7 @@ def _reached(figures: pd.DataFrame, method: str) -> str:
     return figure(float(reached["damage"].mean())) + partial
 
 
-def curve_chart(cells: pd.DataFrame, axes: Axes, title: str = "") -> str:
+def curve_chart(cells: pd.DataFrame, axes: Axes, title: str = "") -> Markup:
     """A path per method through its points, the mean over concepts and seeds at each step; scales apart, in one colour;
     single cells are faint."""
     points, clouds = axes.points(cells), []
@@ -145,7 +152,7 @@ def curve_chart(cells: pd.DataFrame, axes: Axes, title: str = "") -> str:
     )
 
 
-def _columns(points: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _columns(points: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return points["fidelity"].to_numpy(dtype=np.float64), points["damage"].to_numpy(dtype=np.float64)
 
 
@@ -154,7 +161,7 @@ def lambda_section(history: pd.DataFrame, cells: pd.DataFrame, axes: Axes) -> Se
     course = lambda_course(history)
     if course.empty:
         return Section("λ*", "No run logged it.", [])
-    names = [name for name in course if name not in ("method", "concept", "seed")]
+    names = [str(name) for name in course if name not in ("method", "concept", "seed")]
     rows = [
         [f"{row['method']}, {row['concept']}, seed {row['seed']}", *(figure(float(row[name])) for name in names)]
         for _, row in course.iterrows()

@@ -22,7 +22,7 @@ LoRA acts at inference (1: as trained).
 ERROR = "error"
 COSTS = ("cost/seconds_per_step", "cost/seconds", "cost/peak_mib", "cost/adapter_mib")
 """Cost of a cell: seconds per training step and in all, peak memory and size of the adapter in MiB."""
-_DEFAULTS = {"kind": "instance", "scale": 1.0}
+_DEFAULTS: dict[str, str | float] = {"kind": "instance", "scale": 1.0}
 
 
 def read_cells(file: Path) -> pd.DataFrame:
@@ -40,7 +40,7 @@ def read_cells(file: Path) -> pd.DataFrame:
         cells = cells.rename(columns={"variant": "method"})
     for column, value in _DEFAULTS.items():
         if column not in cells:
-            cells[column] = value
+            cells = cells.assign(**{column: value})
     return checked(cells, file)
 
 

@@ -179,7 +179,7 @@ def scatter_chart(title: str, clouds: Sequence[Cloud], x_label: str, y_label: st
     )
     parts = frame.opened(title)
     parts.append(f'<text class="label" x="{_LEFT}" y="{frame.height - 8}">{escape(x_label)}</text>')
-    turned = f"translate(12 {(frame.height - frame.bottom) // 2}) rotate(-90)"
+    turned = f"translate(10 {(frame.height - frame.bottom) // 2}) rotate(-90)"
     parts.append(f'<text class="label" transform="{turned}" text-anchor="middle">{escape(y_label)}</text>')
     for cloud in finite:
         places, colour = frame.place(cloud.x, cloud.y), cloud.colour % COLOURS

@@ -55,16 +55,19 @@ class Axes:
         value = cells[self.preservation]
         damage = value - self.untouched if self.better == "lower" else self.untouched - value
         points = cells.assign(fidelity=cells[self.fidelity], damage=damage)
-        finite = np.isfinite(points[["fidelity", "damage"]].astype(float)).all(axis=1)
-        return measured(points[finite])
+        finite = np.isfinite(points[["fidelity", "damage"]].to_numpy(dtype=np.float64)).all(axis=1)
+        return measured(points.loc[finite])
 
 
 def curves(cells: pd.DataFrame, axes: Axes) -> dict[tuple[str, str, int], list[Point]]:
     """(method, concept, seed) -> its points, in no order."""
-    return {
-        (str(method), str(concept), int(seed)): list(zip(part["fidelity"], part["damage"], strict=True))
-        for (method, concept, seed), part in axes.points(cells).groupby(_RUN, sort=False)
-    }
+    found: dict[tuple[str, str, int], list[Point]] = {}
+    points = axes.points(cells)
+    for method, concept, seed, fidelity, damage in zip(
+        *(points[name].tolist() for name in (*_RUN, "fidelity", "damage")), strict=True
+    ):
+        found.setdefault((method, concept, int(seed)), []).append((fidelity, damage))
+    return found
 
 
 def frontiers(cells: pd.DataFrame, axes: Axes) -> pd.DataFrame:

@@ -34,11 +34,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart of `components.evaluation.charts`."""
+    """A chart of `components.evaluation.charts`; on the page two stand side by side, a `wide` one stands alone."""
 
     title: str
     svg: Markup
     text: str = ""
+    wide: bool = False
 
 
 @dataclass(frozen=True)

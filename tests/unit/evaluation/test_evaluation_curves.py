@@ -125,7 +125,7 @@ def test_more_damage_everywhere_is_a_smaller_hypervolume(rows) -> None:
 
 
 @quick
-@given(st.lists(st.integers(-9, 9).map(lambda value: value / 3), min_size=2, max_size=6))
+@given(st.lists(st.integers(-9, 9).map(lambda value: value / 4), min_size=2, max_size=6))
 def test_the_paired_test_is_the_exact_one(differences: list[float]) -> None:
     values = np.array(differences)
     result = paired_test(values)
