@@ -112,7 +112,7 @@ def frontier_section(cells: pd.DataFrame, axes: Axes, levels: Sequence[float], b
 
 
 def _by_method(tests: pd.DataFrame) -> dict[str, dict[str, float]]:
-    return {str(row["method"]): {str(name): float(row[name]) for name in tests if name != "method"}
+    return {str(row["method"]): {name: float(row[name]) for name in map(str, tests) if name != "method"}
             for _, row in tests.iterrows()}  # fmt: skip
 
 

@@ -32,8 +32,14 @@ _HEAD_WIDTH_H14, _HEAD_WIDTH = 80, 64
 _OUTER_KEYS = ("state_dict", "model_state_dict")
 # Metadata that training checkpoints carry along; none of it runs code when it is read. A numpy number is made by a
 # function that moved with numpy 2, so both of its names are known.
-_NUMBER = np.float64(0).__reduce__()[0]
-_INERT = [argparse.Namespace, np.dtype, np.dtypes.Float64DType, _NUMBER, (_NUMBER, "numpy.core.multiarray.scalar")]
+_NUMBER: Any = np.float64(0).__reduce__()[0]
+_INERT: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    np.dtypes.Float64DType,
+    _NUMBER,
+    (_NUMBER, "numpy.core.multiarray.scalar"),
+]
 _BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
 _IN_BLOCK = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2",
              "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}  # fmt: skip
