@@ -17,7 +17,7 @@ from components.learning.pure import train_pure
 from components.learning.tracker import Tracker
 from components.settings import Profile, project_root
 
-_WEIGHTS = ("adapter_model.safetensors", "concept_embeddings.safetensors")
+_WEIGHTS = ("adapter_model.safetensors", "concept_embeddings.safetensors", "weight_differences.safetensors")
 
 
 def measure(
