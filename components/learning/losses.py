@@ -11,8 +11,8 @@ from components.backbones.interface import TextEncoding
 from components.backbones.sd3 import SD3Backbone
 from components.learning.cache import ConditionedBatch
 from components.learning.flow_matching import FlowSample, interpolate
-from components.learning.loop import Loss, StepLoss
 from components.learning.objective import squared_error
+from components.learning.training import Loss, StepLoss
 
 
 def step_loss(parts: dict[str, Tensor], weights: dict[str, float]) -> StepLoss:

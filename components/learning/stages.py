@@ -16,12 +16,13 @@ from components.concepts.concept import Concept, fingerprint
 from components.files import atomic_file, atomic_folder, digest_of, verify_manifest, write_json
 from components.learning.cache import EncodedConcept
 from components.learning.flow_matching import sample_times
-from components.learning.loop import Loss, ParameterGroup, Training, train
+from components.learning.loop import train
 from components.learning.losses import noised
 from components.learning.objective import squared_error
 from components.learning.randomness import generator
 from components.learning.task import Stage, Task
 from components.learning.tracker import Tracker
+from components.learning.training import Loss, ParameterGroup, Training
 from components.settings import Profile
 
 METHOD_VERSION = "1"

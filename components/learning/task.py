@@ -14,8 +14,8 @@ from components.backbones.sd3 import SD3Backbone
 from components.concepts.concept import Concept
 from components.errors import InvalidInput
 from components.learning.cache import EncodedConcept
-from components.learning.loop import ParameterGroup
 from components.learning.randomness import derive_seed
+from components.learning.training import ParameterGroup
 from components.learning_settings import ExtractorSettings, LearningSettings, LoraSettings, PureSettings
 from components.settings import Profile
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from components.learning.cache import ConditionedBatch
 from components.learning.flow_matching import FlowSample
-from components.learning.loop import StepLoss
 from components.learning.losses import step_loss
 from components.learning.objective import squared_error
 from components.learning.stages import Recipe
 from components.learning.task import Task
+from components.learning.training import StepLoss
 
 
 def prepare(task: Task) -> Recipe:

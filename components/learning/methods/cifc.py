@@ -21,10 +21,10 @@ from components.backbones import adapter_folder
 from components.errors import InvalidInput
 from components.learning.cache import ConditionedBatch
 from components.learning.flow_matching import FlowSample
-from components.learning.loop import Loss, StepLoss
 from components.learning.losses import flow_matching_loss, step_loss
 from components.learning.stages import Recipe
 from components.learning.task import Task
+from components.learning.training import Loss, StepLoss
 
 
 def apart_loss(

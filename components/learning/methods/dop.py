@@ -15,11 +15,11 @@ import torch
 from components.backbones.sd3 import SD3Backbone
 from components.learning.cache import ConditionedBatch
 from components.learning.flow_matching import FlowSample
-from components.learning.loop import Loss, StepLoss
 from components.learning.losses import step_loss
 from components.learning.objective import squared_error
 from components.learning.stages import Recipe
 from components.learning.task import Task
+from components.learning.training import Loss, StepLoss
 
 WEIGHT = 1.0
 """Where `learning.dop_weight` is not set."""

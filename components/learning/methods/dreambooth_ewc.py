@@ -21,13 +21,13 @@ from components.backbones.sd3 import SD3Backbone
 from components.backbones.weights import base_weights
 from components.learning.cache import ConditionedBatch
 from components.learning.flow_matching import FlowSample
-from components.learning.loop import Loss, StepLoss
 from components.learning.losses import step_loss
 from components.learning.methods.prior import Prior, prior_preservation_loss
 from components.learning.objective import squared_error
 from components.learning.randomness import generator
 from components.learning.stages import Recipe
 from components.learning.task import Task
+from components.learning.training import Loss, StepLoss
 from components.learning_settings import LearningSettings
 
 _DRAWS = 4

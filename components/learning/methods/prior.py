@@ -17,11 +17,11 @@ from components.concepts.concept import Concept
 from components.concepts.texts import with_article
 from components.learning.cache import ConditionedBatch
 from components.learning.flow_matching import FlowSample, sample_times
-from components.learning.loop import Loss, StepLoss
 from components.learning.losses import noised, step_loss, velocities_at
 from components.learning.objective import squared_error
 from components.learning.randomness import derive_seed
 from components.learning.task import Task
+from components.learning.training import Loss, StepLoss
 from components.learning_settings import LearningSettings
 
 

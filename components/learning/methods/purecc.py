@@ -15,11 +15,11 @@ from components.backbones.interface import TextEncoding
 from components.backbones.sd3 import SD3Backbone
 from components.learning.cache import ConditionedBatch
 from components.learning.flow_matching import FlowSample
-from components.learning.loop import Loss, ParameterGroup, StepLoss
 from components.learning.losses import flow_matching_loss
 from components.learning.objective import guidance_metrics, guide, squared_error
 from components.learning.stages import Recipe
 from components.learning.task import EXTRACTOR, Task
+from components.learning.training import Loss, ParameterGroup, StepLoss
 from components.learning_settings import LearningSettings, StageSettings
 
 Condition = tuple[TextEncoding, str | None]

@@ -64,7 +64,7 @@ PROMPTS = {
 def _evaluators() -> Any:
     """The evaluation's own makers of untrained evaluators."""
     file = REPOSITORY / "tests" / "unit" / "evaluation" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("evaluator_makers", file)
+    spec = importlib.util.spec_from_file_location("_evaluators", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -186,6 +186,18 @@ class MicroProject:
         content = yaml.safe_load(file.read_text())
         change(content)
         file.write_text(yaml.safe_dump(content))
+
+
+@pytest.fixture(scope="session")
+def makers() -> Any:
+    """Makers of untrained evaluators, by kind."""
+    return _evaluators()
+
+
+@pytest.fixture(scope="session")
+def open_project() -> Callable[[Path], MicroProject]:
+    """The project in a folder."""
+    return MicroProject
 
 
 @pytest.fixture(scope="session")

@@ -231,6 +231,42 @@ def test_a_plain_lora_has_no_extractor(customized: Any) -> None:
     assert not (customized.root / ".purecc" / "artifacts" / "extractor").exists()
 
 
+def test_full_fine_tuning_goes_the_whole_way_and_is_composed_with_another_concept(
+    customized: Any, tmp_path: Path
+) -> None:
+    """Its artifact is the difference to all weights; in one image with a PureCC adapter both act, in every way."""
+    photos = sorted((customized.root / "data" / "concepts" / "spotted_star").glob("*.png"))
+    name = ("my_star", *(str(file) for file in reversed(photos)), "--class-word", "star")
+    added = customized.purecc("concepts", "add", *name, "--profile", "micro", "--json")
+    assert added.code == 0, added.stderr
+    settings = ("learning.method=dreambooth", "learning.pure.weight_learning_rate=0.001", "learning.prior.images=2")
+    given = [part for setting in (*settings, "learning.prior.sampling.steps=2") for part in ("--set", setting)]
+    done = customized.purecc("customize", "my_star", "--profile", "micro", *given, "--json")
+    assert done.code == 0, done.stderr
+    assert (done.json["status"], done.json["champion"]) == ("promoted", 1)
+    (folder,) = (customized.root / ".purecc" / "artifacts").rglob("weight_differences.safetensors")
+    assert not (folder.parent / "adapter_model.safetensors").exists()
+    assert customized.purecc("models", "verify", "my_star", "--json").json["ok"] is True
+
+    def draw(prompt: str, *more: str) -> tuple[bytes, Any]:
+        out = tmp_path / "drawn.png"
+        drawn = customized.purecc("generate", prompt, "--profile", "micro", "--out", str(out), *more, "--json")
+        assert drawn.code == 0, drawn.stderr
+        return out.read_bytes(), drawn.json
+
+    alone = draw("a <my_star> star on the left")[0]
+    assert alone != draw("a <my_star> star on the left", "--original")[0]
+    both = "a <my_star> star on the left and a <spotted_star> star"
+    pictures = {}
+    for how in ("merge", "fusion", "switch", "composite"):
+        pictures[how], said = draw(both, "--compose", how, "--steps", "6")
+        assert (said["compose"], said["versions"]) == (how, {"my_star": 1, "spotted_star": 1})
+        assert how in said["note"]
+    pictures["original"], said = draw(both, "--original", "--steps", "6")
+    assert said["compose"] is None
+    assert len(set(pictures.values())) == 5
+
+
 def test_an_error_in_a_stage_is_the_commands_error_and_changes_nothing(customized: Any) -> None:
     (customized.root / "infra" / "models" / "clip" / "model.safetensors").unlink()
     done = customized.purecc(*NAME, "--json")
