@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 MASK = "***"
 
-_NAME = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIAL|AUTH_STRING|(?:ACCESS|API|PRIVATE|SIGNING)_KEY")
+SECRET_NAME = re.compile(r"PASSWORD|PASSWD|SECRET|TOKEN|CREDENTIAL|AUTH_STRING|(?:ACCESS|API|PRIVATE|SIGNING)_KEY")
 _LEAST = 8  # characters: a shorter value would take ordinary words with it
 _FORMS = re.compile(
     r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)(?P<user>[^\s/?#@'\"]+)@"  # https://user:password@host
@@ -32,7 +32,7 @@ def _environment() -> list[str]:
     values = {
         value
         for name, value in os.environ.items()
-        if _NAME.search(name.upper()) and not name.upper().endswith("_FILE") and len(value) >= _LEAST
+        if SECRET_NAME.search(name.upper()) and not name.upper().endswith("_FILE") and len(value) >= _LEAST
     }
     for value in list(values):
         user, separator, password = value.partition(":")
