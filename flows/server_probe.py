@@ -60,7 +60,7 @@ def prefect_server(url: str) -> Finding:
     return _probe(
         address,
         package="prefect",
-        version="/version",
+        version="/admin/version",
         private="/version",
         headers=_basic(user, password) if user else _bearer(key),
         user=user or ("a key" if key else None),

@@ -16,6 +16,3 @@ psql --quiet --set=ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbn
 CREATE DATABASE mlflow_auth OWNER mlflow;
 REVOKE ALL ON DATABASE mlflow_auth FROM PUBLIC;
 SQL
-# Prefect searches by trigrams; creating the extension takes a right that its role has not.
-psql --quiet --set=ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname prefect \
-  --command 'CREATE EXTENSION IF NOT EXISTS pg_trgm'

@@ -62,11 +62,14 @@ class Stack:
     Attributes:
         folder: logs, data, secrets.
         project: what stands for the worker's `/project`.
+        variables: for `${NAME}` in the file.
+        planted: service -> environment that a test adds to it.
     """
 
     folder: Path
     project: Path | None = None
     variables: dict[str, str] = field(default_factory=dict)
+    planted: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.content = read(self.variables)
@@ -75,6 +78,7 @@ class Stack:
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.secrets = self.folder / "secrets"
         self.configuration = self.folder / "configuration"
+        self.backups = self.folder / "backups"
         self.postgres = Postgres(self.ports["postgres"])
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._done: set[str] = set()
@@ -125,6 +129,7 @@ class Stack:
             "/project": self.project or self.folder,
             "/tmp/prefect": self.folder / "prefect-home",
             "/data": self.folder / "data",
+            "/backups": self.backups,
         }
 
     def command(self, service: str) -> list[str]:
@@ -147,7 +152,7 @@ class Stack:
             "OMP_NUM_THREADS": "1",
             "LANG": "C.UTF-8",
         }
-        return {**machine, **stated, "HOME": str(self.folder)}
+        return {**machine, **stated, "HOME": str(self.folder), **self.planted.get(service, {})}
 
     def prepare(self) -> None:
         """Secrets by the script that makes them, and the files that images carry."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,6 +27,14 @@ from components.tracking.store import open_store
 
 pytestmark = pytest.mark.slow
 CONCEPTS = ("spotted_star", "dotted_circle")
+
+# In the workers' environment, beside the servers' passwords.
+PLANTED = {
+    "AWS_ACCESS_KEY_ID": "AKIAQWERTYUIOPASDFGH",
+    "AWS_SECRET_ACCESS_KEY": "planted/secret+key0123456789",
+    "HF_TOKEN": "hf_plantedplantedplantedplanted",
+    "SOME_SERVICE_PASSWORD": "planted correct horse",
+}
 
 # What a person does who has the servers' addresses and passwords in the environment.
 DEPLOY_AND_RUN = """
@@ -89,6 +99,8 @@ def clients(servers: Stack, project: Path) -> dict[str, str]:
 def customized(servers: Stack, project: Path, clients: dict[str, str]) -> Iterator[dict[str, Any]]:
     """Both concepts customized by two workers; what the person saw."""
     servers.project = project
+    address = servers.mlflow_uri.replace("//", f"//pipeline:{servers.secret('mlflow_pipeline_password')}@")
+    servers.planted["worker"] = {**PLANTED, "MLFLOW_TRACKING_URI": address}
     servers.scale("worker", 2)
     done = subprocess.run(
         [sys.executable, "-c", DEPLOY_AND_RUN, *CONCEPTS],
@@ -117,7 +129,7 @@ def store(clients: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_each_worker_makes_a_champion(customized: dict[str, Any], servers: Stack, project: Path, store: Any) -> None:
     assert customized["runs"] == dict.fromkeys(CONCEPTS, "COMPLETED"), customized["logs"]
-    finished = [servers.log(f"worker-{number}").count("Finished in state Completed()") for number in range(2)]
+    finished = [len(re.findall(r"Flow run .* Completed\(\)", servers.log(f"worker-{number}"))) for number in range(2)]
     assert finished == [1, 1]  # each takes one at a time
     assert registry.list_models(store) == {name: {"champion": 1} for name in sorted(CONCEPTS)}
     assert not (project / "mlruns").exists()
@@ -140,6 +152,38 @@ def test_a_champion_is_fetched_over_http_and_whole(
     assert provenance["concept"] == name
     source = store.client.get_model_version(registry.model_name(name), "1").source
     assert store.client.get_run(champion.run_id).info.artifact_uri.startswith("mlflow-artifacts:/"), source
+
+
+def test_no_secret_is_in_what_a_run_writes(customized: dict[str, Any], servers: Stack, project: Path) -> None:
+    known = [servers.secret(name) for name in ("mlflow_pipeline_password", "prefect_auth")]
+    secrets = [value.encode() for value in (*PLANTED.values(), *known, known[1].partition(":")[2])]
+
+    def found_in(content: bytes) -> list[bytes]:
+        return [secret for secret in secrets if secret in content]
+
+    files = [file for file in project.rglob("*") if file.is_file()]
+    assert len(files) > 50
+    written = {str(file): found_in(file.read_bytes()) for file in files}
+    written |= {name: found_in(log.encode()) for name, log in servers.logs().items()}
+    for database in ("mlflow", "prefect", "mlflow_auth"):
+        dump = subprocess.run(
+            ["pg_dump", "--data-only", database], env=servers.postgres.superuser, capture_output=True, check=True
+        )
+        assert b"COPY public." in dump.stdout
+        written[database] = found_in(dump.stdout)
+    store = boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{servers.ports['rustfs']}",
+        region_name="us-east-1",
+        aws_access_key_id="any",
+        aws_secret_access_key="any",
+    )
+    objects = [entry["Key"] for entry in store.list_objects_v2(Bucket="purecc")["Contents"]]
+    assert any(key.endswith("provenance.json") for key in objects)
+    assert any(key.endswith(".html") for key in objects)
+    for key in objects:
+        written[key] = found_in(store.get_object(Bucket="purecc", Key=key)["Body"].read())
+    assert {where: found for where, found in written.items() if found} == {}
 
 
 def test_the_command_line_works_on_the_servers(

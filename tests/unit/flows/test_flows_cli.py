@@ -68,6 +68,8 @@ def error_of(result: Result) -> dict[str, Any]:
         (["models", "verify", "nothing"], "no adapter of 'nothing'"),
         (["report"], "no report yet"),
         (["report", "nothing"], "no report of 'nothing'"),
+        (["generate", "a" * 1001], "1001 characters, at most 1000"),
+        (["generate", "a \x1b[2J star"], "U+001B"),
         (["generate", "a [V] star"], "[V] is for datasets"),
         (["generate", "a <star> star"], "<star> has no champion"),
         (["generate", "a star", "--out", "star.jpg"], "ends in .png"),
