@@ -128,7 +128,7 @@ class Stack:
             "/etc/caddy": self.configuration,
             "/project": self.project or self.folder,
             "/tmp/prefect": self.folder / "prefect-home",
-            "/data": self.folder / "data",
+            "/certificates": self.folder / "certificates",
             "/backups": self.backups,
         }
 

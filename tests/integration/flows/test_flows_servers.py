@@ -131,9 +131,11 @@ def test_each_worker_makes_a_champion(customized: dict[str, Any], servers: Stack
     assert customized["runs"] == dict.fromkeys(CONCEPTS, "COMPLETED"), customized["logs"]
     finished = [len(re.findall(r"Flow run .* Completed\(\)", servers.log(f"worker-{number}"))) for number in range(2)]
     assert finished == [1, 1]  # each takes one at a time
-    assert registry.list_models(store) == {name: {"champion": 1} for name in sorted(CONCEPTS)}
+    for name in CONCEPTS:
+        assert registry.aliases(store, name) == {"champion": 1}
     assert not (project / "mlruns").exists()
-    assert servers.postgres.psql("SELECT count(*) FROM model_versions", database="mlflow") == "2"
+    rows = "SELECT count(*) FROM model_versions WHERE name IN ('purecc-spotted_star', 'purecc-dotted_circle')"
+    assert servers.postgres.psql(rows, database="mlflow") == "2"
     assert (
         servers.postgres.psql("SELECT count(*) FROM flow_run WHERE state_type = 'COMPLETED'", database="prefect") == "2"
     )
@@ -194,7 +196,7 @@ def test_the_command_line_works_on_the_servers(
         return subprocess.run(command, env=clients, cwd=project, capture_output=True, text=True, check=False)
 
     listed = purecc("models", "list")
-    assert [model["name"] for model in json.loads(listed.stdout)] == sorted(CONCEPTS), listed.stderr
+    assert {model["name"] for model in json.loads(listed.stdout)} >= set(CONCEPTS), listed.stderr
     again = purecc("customize", CONCEPTS[0], "--profile", "micro")
     assert json.loads(again.stdout)["status"] == "unchanged", again.stderr
     report = purecc("report", CONCEPTS[0], "--no-open")

@@ -126,7 +126,7 @@ def test_a_second_run_of_the_one_shot_services_changes_nothing(servers: Stack) -
 
 def test_the_proxy_speaks_tls_and_lets_through_what_is_named(servers: Stack) -> None:
     servers.start("proxy")
-    authority = servers.folder / "data" / "caddy" / "pki" / "authorities" / "local" / "root.crt"
+    authority = servers.folder / "certificates" / "caddy" / "pki" / "authorities" / "local" / "root.crt"
     deadline = time.monotonic() + 60
     while not authority.is_file():
         assert time.monotonic() < deadline, servers.log("proxy")
