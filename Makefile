@@ -4,6 +4,7 @@
 #   PIP_ARGS=...        further arguments of pip, e.g. an index of CPU builds of torch
 #   JOBS=2              processes of the test run
 #   TESTS=tests/unit    what `make test` runs
+#   BENCH=--miniature   options of the benchmark
 
 SHELL := /bin/sh
 VENV := .venv
@@ -43,8 +44,8 @@ format: $(STAMP) ## put the code into the form that `make check` asks for
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## what a stage-2 step costs, beside a plain LoRA step
-	$(BIN)/python -m pytest tests/benchmarks -q -s -p no:cacheprovider
+bench: $(STAMP) ## what everything costs, as ratios, in one table (BENCH="--help")
+	$(BIN)/python tests/benchmarks/bench.py $(BENCH)
 
 ui: $(STAMP) ## the Prefect and MLflow pages
 	$(BIN)/purecc ui

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from components.secrets import redact_values
+
 PROVENANCE = "provenance.json"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "pillow")
 
@@ -40,7 +42,8 @@ class Provenance:
     python: str = field(default_factory=platform.python_version)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """The facts as they are written: without secrets."""
+        return dict(redact_values(asdict(self)))
 
 
 def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str]:

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from components.errors import InvalidInput
 from components.files import digest_of
 from components.learning_settings import LearningSettings, LoraSettings, SamplingSettings, Settings
+from components.secrets import contains_secret
 
 __all__ = [
     "BaseSettings",
@@ -135,6 +136,21 @@ def _override(content: dict[str, Any], assignment: str) -> None:
         raise InvalidInput(f"{text!r} is not a YAML value: {error}", field=f"--set {key}") from error
 
 
+def _refuse_secrets(name: str, content: Any, field: str = "") -> None:
+    """Raise where a secret stands in a profile or its path: both are written into every run."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            _refuse_secrets(name, value, f"{field}.{key}" if field else str(key))
+    texts = [name] if not field else []
+    texts += [content] if isinstance(content, str) else []
+    if any(contains_secret(text) for text in texts):
+        raise InvalidInput(
+            "holds a password, a token or a key, and would be written into every run",
+            field=field or "the profile's path",
+            mend="remove it: models come from a folder or a hub id, and their tokens from `hf auth login`",
+        )
+
+
 def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
     """Read `profiles/<name>.yaml` (or the YAML file at the path `name`), apply `KEY=VALUE` overrides, validate.
 
@@ -157,6 +173,7 @@ def load_profile(name: str, overrides: Sequence[str] = ()) -> Profile:
         raise InvalidInput("a profile is a mapping of settings", file=file)
     for assignment in overrides:
         _override(content, assignment)
+    _refuse_secrets(name, content)
     try:
         profile = Profile.model_validate(content)
     except ValidationError as error:

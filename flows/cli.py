@@ -129,12 +129,11 @@ def report(
 
 @app.command()
 def ui(
-    host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="address to listen at; beyond this machine only with passwords")
+    ] = "127.0.0.1",
     prefect_port: Annotated[int, typer.Option(min=1, max=65535)] = 4200,
     mlflow_port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
-    allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="let other machines in; neither server asks for a password")
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """The Prefect and MLflow pages, until Ctrl-C."""
@@ -142,10 +141,10 @@ def ui(
 
     with command(as_json) as output:
         if not as_json:
-            serve(host, prefect_port=prefect_port, mlflow_port=mlflow_port, allow_remote=allow_remote)
+            serve(host, prefect_port=prefect_port, mlflow_port=mlflow_port)
             return
         with redirect_stdout(sys.stderr):
-            serve(host, prefect_port=prefect_port, mlflow_port=mlflow_port, allow_remote=allow_remote)
+            serve(host, prefect_port=prefect_port, mlflow_port=mlflow_port)
         output.result({"status": "stopped"}, lambda: None)
 
 

@@ -66,6 +66,7 @@ def add(
         from components.concepts.store import add_concept
 
         settings, word = _settings(profile, overrides), _class_word(class_word, kind)
+        _require_versions()
         folder = add_concept(
             _folder(),
             name,
@@ -97,6 +98,7 @@ def import_path(
         settings = _settings(profile, overrides)
         if path.is_dir():
             class_word = _class_word(class_word, kind)
+        _require_versions()
         folder = import_concept(
             path,
             _folder(),
@@ -161,12 +163,20 @@ def _check(settings: Any) -> Any:
     return check
 
 
+def _require_versions() -> None:
+    """Before anything is made: a concept that could not be recorded is not added."""
+    from components.concepts import versions
+    from components.settings import project_root
+
+    versions.require_project(project_root())
+
+
 def _added(folder: Path, output: Any) -> None:
     from components.concepts import store, versions
     from components.settings import project_root
 
     root = project_root()
-    version = versions.add(root)
+    version = versions.record_new(root, folder)
     facts = {**store.show(folder.parent, folder.name), "data": version.md5, "pointer": version.pointer}
 
     def say() -> None:

@@ -23,6 +23,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from components.errors import InvalidInput, PureCCError
+from components.secrets import RedactingFilter, redact, redact_values
 
 stdout = Console()
 stderr = Console(stderr=True)
@@ -93,6 +94,7 @@ def command(as_json: bool) -> Iterator[Output]:
 def report(error: BaseException, output: Output) -> int:
     """Print an error and return its exit code."""
     code, facts = _facts(error)
+    facts = redact_values(facts)
     if output.as_json and not output.written:
         public = {key: value for key, value in facts.items() if key != "title"}
         output.result({"status": "error", "error": public}, lambda: None)
@@ -109,6 +111,9 @@ def _facts(error: BaseException) -> tuple[int, dict[str, Any]]:
     if isinstance(error, KeyboardInterrupt):
         mend = "run the same command again: finished stages are kept, a training goes on from its last checkpoint"
         return INTERRUPTED, {"title": "interrupted:", "kind": "Interrupted", "message": "stopped", "mend": mend}
+    from components.tracking.store import explained
+
+    error = explained(error) or error
     kind = type(error).__name__
     code = FAILED
     if isinstance(error, WrongUse):
@@ -131,7 +136,7 @@ def _keep_traceback(error: BaseException) -> str | None:
         folder = project_root() / ".purecc" / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        file.write_text(redact("".join(traceback.format_exception(error))), encoding="utf-8")
         return str(file)
     return None
 
@@ -140,6 +145,7 @@ def set_up_logging() -> None:
     """Our own log on stderr: warnings, or everything with PURECC_LOG=INFO or DEBUG."""
     handler = RichHandler(console=stderr, show_path=False, show_time=False, markup=False, rich_tracebacks=False)
     level = os.environ.get("PURECC_LOG", "WARNING").upper()
+    handler.addFilter(RedactingFilter())
     handler.setLevel(level if level in logging.getLevelNamesMapping() else "WARNING")
     for name in ("components", "flows"):
         logger = logging.getLogger(name)

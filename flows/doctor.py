@@ -7,8 +7,6 @@ import os
 import shutil
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,9 @@ from packaging.specifiers import SpecifierSet
 
 from components.errors import InvalidInput
 from components.model_folder import is_weight_file, model_problems, pipeline_problems
+from components.secrets import redact
 from components.settings import Profile, load_profile, project_root
+from flows import server_probe
 
 # (package, its versions, rival, its versions): sets that pip accepts and that fail at run time.
 CONFLICTS = [("prefect", "<3.9", "fastapi", ">=0.151")]
@@ -148,11 +148,16 @@ def _file_check(title: str, path: str, root: Path) -> Check:
 
 
 def check_data(root: Path) -> Check:
-    """`data/` is pulled and unchanged."""
-    from components.concepts.remotes import data_problem
+    """What is here of `data/` is unchanged; concepts that were not pulled are named."""
+    from components.concepts.remotes import data_state
 
+    state = data_state(root)
     mend = "dvc pull (fetches what data.dvc names); if the change is meant: dvc add data, and commit data.dvc"
-    return _result("data", data_problem(root), "data/ matches data.dvc", mend)
+    found = "data/ matches data.dvc"
+    if state.not_pulled:
+        names = ", ".join(state.not_pulled)
+        found += f"; not pulled yet: {names} (dvc pull, or for one: dvc pull data/concepts/{state.not_pulled[0]})"
+    return _result("data", state.problem, found, mend)
 
 
 def check_remote(root: Path) -> Check:
@@ -173,37 +178,28 @@ def _writable(folder: Path) -> str | None:
         return f"{folder}: {error.strerror or error}"
 
 
-def _unreachable(url: str, seconds: float = 5.0) -> str | None:
-    """Why a health page does not answer; None if it does. A refusal to let us in is an answer."""
-    try:
-        with urllib.request.urlopen(url, timeout=seconds):
-            return None
-    except urllib.error.HTTPError as error:
-        return None if error.code in (401, 403) else f"{url}: {error}"
-    except (OSError, ValueError) as error:
-        return f"{url}: {getattr(error, 'reason', error)}"
-
-
 def check_tracking(root: Path) -> Check:
     """MLflow: the server of MLFLOW_TRACKING_URI, or the embedded store under mlruns/."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if uri.startswith(("http://", "https://")):
-        mend = "start that server, or correct or unset MLFLOW_TRACKING_URI"
-        return _result("tracking", _unreachable(uri.rstrip("/") + "/health"), uri, mend)
+        found = server_probe.mlflow_server(uri)
+        return _result("tracking", found.problem, found.found, found.mend)
     if uri and not uri.startswith("sqlite:"):
         return Check("tracking", True, f"{uri.split('://')[0]} store named by MLFLOW_TRACKING_URI, not tried")
     folder = root / "mlruns"
-    return _result("tracking", _writable(folder), uri or str(folder), f"make {folder} writable")
+    return _result("tracking", _writable(folder), redact(uri) or str(folder), f"make {folder} writable")
 
 
 def check_prefect(root: Path) -> Check:
     """Prefect: the server of PREFECT_API_URL, or the embedded one's folder."""
     url = os.environ.get("PREFECT_API_URL", "")
     if url.startswith(("http://", "https://")):
-        mend = "start that server (prefect server start), or correct or unset PREFECT_API_URL"
-        return _result("orchestration", _unreachable(url.rstrip("/") + "/health"), url, mend)
+        found = server_probe.prefect_server(url)
+        return _result("orchestration", found.problem, found.found, found.mend)
     if url:
-        return Check("orchestration", False, f"PREFECT_API_URL={url!r}", "write http://host:4200/api, or unset it")
+        return Check(
+            "orchestration", False, f"PREFECT_API_URL={redact(url)!r}", "write http://host:4200/api, or unset it"
+        )
     folder = root / ".purecc"
     return _result("orchestration", _writable(folder), "embedded", f"make {folder} writable")
 

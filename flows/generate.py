@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from components.concepts.schema import read_concept_file
-from components.concepts.texts import mentions, without_mentions
+from components.concepts.texts import mentions, prompt_problem, without_mentions
 from components.errors import InvalidInput
 from components.settings import Profile
 from components.tracking import registry
@@ -40,6 +40,8 @@ def generate(
         WrongUse: `[V]` in the prompt, or a concept without a champion.
         InvalidInput: a champion of another base.
     """
+    if problem := prompt_problem(prompt):
+        raise WrongUse(f"the prompt: {problem[0]} ({problem[1]})")
     names = list(dict.fromkeys(mention.name for mention in mentions(prompt)))
     if "" in names:
         raise WrongUse("[V] is for datasets: name the concept, e.g. 'a <striped_star> star'")

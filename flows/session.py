@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.provenance import library_versions
+from components.secrets import redact
 from components.tracking import runs
 from components.tracking.runs import RunTracker
 from components.tracking.store import Store, open_store
@@ -38,7 +39,7 @@ class Session:
             yield StageRun(tracker, StageProgress(tracker, show), show)
 
     def tag(self, key: str, value: str) -> None:
-        self.store.client.set_tag(self.run_id, key, value)
+        self.store.client.set_tag(self.run_id, key, redact(value))
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import ipaddress
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -22,6 +24,8 @@ import psutil
 from filelock import FileLock, Timeout
 
 from components.errors import InvalidInput, PureCCError
+from components.files import write_text
+from components.secrets import redact
 from components.settings import project_root
 from components.tracking.store import open_store
 
@@ -68,6 +72,27 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def require_auth(host: str, variables: Sequence[str]) -> bool:
+    """Whether a server at this address has to ask who is there: at any address that other machines reach.
+
+    Args:
+        variables: the environment variables that hold what it asks for.
+
+    Raises:
+        InvalidInput: it has to, and one of the variables is not set.
+    """
+    if is_loopback(host):
+        return False
+    missing = [name for name in variables if not os.environ.get(name)]
+    if missing:
+        raise InvalidInput(
+            f"{host!r} can be reached by other machines, and without {' and '.join(missing)} anybody there is let in",
+            field="--host",
+            mend="listen at 127.0.0.1 and forward the port by ssh, or set passwords; infra/compose.yaml adds TLS",
+        )
+    return True
+
+
 def require_free(host: str, port: int, option: str) -> None:
     """Raise InvalidInput where a port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -81,7 +106,10 @@ def require_free(host: str, port: int, option: str) -> None:
 
 
 def prefect_server(root: Path, host: str, port: int) -> Server:
-    """Prefect's server on the database that the flows of this project use when no server runs."""
+    """Prefect's server on the database that the flows of this project use when no server runs.
+
+    It asks for a password where PREFECT_SERVER_API_AUTH_STRING is set (USER:PASSWORD).
+    """
     return Server(
         name="Prefect",
         command=[sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)],
@@ -96,19 +124,41 @@ def prefect_server(root: Path, host: str, port: int) -> Server:
     )
 
 
-def mlflow_server(root: Path, host: str, port: int) -> Server:
-    """MLflow's server on the store that the flows of this project write; it is made, if it is not there yet."""
+def mlflow_server(root: Path, host: str, port: int, *, auth: bool = False) -> Server:
+    """MLflow's server on the store that the flows of this project write; it is made, if it is not there yet.
+
+    Args:
+        auth: whether it asks for a password: `admin` with MLFLOW_AUTH_ADMIN_PASSWORD at first.
+    """
     store = open_store(root)
     artifacts = str(store.artifacts or root / "mlruns" / "artifacts")
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its jobs are not used, and are six processes
+    if auth:
+        command += ["--app-name", "basic-auth"]
+        environment |= _basic_auth(root)
     return Server(
         name="MLflow",
         command=[*command, "--backend-store-uri", store.uri, "--default-artifact-root", artifacts],
-        environment={"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # its jobs are not used, and are six processes
+        environment=environment,
         health=f"http://{_in_url(host)}:{port}/health",
         page=f"http://{_in_url(host)}:{port}",
         log=root / ".purecc" / "logs" / "mlflow-server.log",
     )
+
+
+def _basic_auth(root: Path) -> dict[str, str]:
+    """MLflow's users in a database of their own, beside the store."""
+    if importlib.util.find_spec("flask_wtf") is None:
+        raise InvalidInput("MLflow's passwords need Flask-WTF", field="--host", mend="pip install -e '.[servers]'")
+    folder = root / ".purecc" / "mlflow-auth"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    users = f"default_permission = READ\ndatabase_uri = sqlite:///{folder / 'users.db'}\nadmin_username = admin\n"
+    write_text(folder / "auth.ini", f"[mlflow]\n{users}grant_default_workspace_access = false\n")
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": os.environ.get("MLFLOW_FLASK_SERVER_SECRET_KEY") or secrets.token_hex(32),
+    }
 
 
 def _in_url(host: str) -> str:
@@ -199,7 +249,6 @@ def serve(
     *,
     prefect_port: int = 4200,
     mlflow_port: int = 5000,
-    allow_remote: bool = False,
     start_seconds: float = START_SECONDS,
 ) -> None:
     """Start both servers, print where they are, wait for Ctrl-C, SIGTERM or a closed terminal, and stop them.
@@ -208,36 +257,30 @@ def serve(
     started.
 
     Args:
-        host: the address to listen at.
+        host: the address to listen at; beyond this machine only with passwords (`require_auth`).
         prefect_port: Prefect's port.
         mlflow_port: MLflow's port.
-        allow_remote: let other machines in. Neither server asks who is there.
         start_seconds: how long a server may take until it answers.
 
     Raises:
-        InvalidInput: a taken port, or an address that others can reach without `allow_remote`.
+        InvalidInput: a taken port, or an address that others can reach without a password.
         ServerFailed: a server ended or did not answer in time.
     """
-    if not is_loopback(host) and not allow_remote:
-        mend = "listen at 127.0.0.1 and forward the port by ssh, or add --allow-remote on a network you trust"
-        raise InvalidInput(
-            f"{host!r} can be reached by other machines, and neither server asks for a password",
-            field="--host",
-            mend=mend,
-        )
     root = project_root()
     pages: list[tuple[str, str]] = []
     servers: list[Server] = []
     if (api := os.environ.get("PREFECT_API_URL", "")).startswith("http"):
-        pages.append(("Prefect", api.removesuffix("/").removesuffix("/api")))
+        pages.append(("Prefect", redact(api).removesuffix("/").removesuffix("/api")))
     else:
+        require_auth(host, ["PREFECT_SERVER_API_AUTH_STRING"])
         require_free(host, prefect_port, "--prefect-port")
         servers.append(prefect_server(root, host, prefect_port))
     if (uri := os.environ.get("MLFLOW_TRACKING_URI", "")).startswith("http"):
-        pages.append(("MLflow", uri))
+        pages.append(("MLflow", redact(uri)))
     else:
+        auth = require_auth(host, ["MLFLOW_AUTH_ADMIN_PASSWORD"])
         require_free(host, mlflow_port, "--mlflow-port")
-        servers.append(mlflow_server(root, host, mlflow_port))
+        servers.append(mlflow_server(root, host, mlflow_port, auth=auth))
     pages += [(server.name, server.page) for server in servers]
     previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -13,11 +13,15 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    from servers.compose import Stack
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -103,3 +107,13 @@ def chromium() -> str:
         if found := shutil.which(name):
             return found
     pytest.skip("no chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """MLflow with basic auth and Prefect, on PostgreSQL, Redis and S3: the processes of infra/compose.yaml."""
+    from servers import compose
+
+    with compose.running(tmp_path_factory.mktemp("servers"), "mlflow-user", "prefect-services", "mlflow") as stack:
+        stack.complete("mlflow-user")
+        yield stack

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from components.concepts.texts import mentions
+from components.concepts.texts import mentions, prompt_problem
 from components.errors import InvalidInput
 
 
@@ -72,8 +72,12 @@ class PromptTokenizer:
         """Tokenize a batch.
 
         Raises:
-            InvalidInput: a concept falls beyond the encoders' maximal length, or is glued to other text.
+            InvalidInput: a prompt is too long or holds what is no character, or a concept falls beyond the encoders'
+                maximal length or is glued to other text.
         """
+        for prompt in prompts:
+            if problem := prompt_problem(prompt):
+                raise InvalidInput(problem[0], field="prompt", mend=problem[1])
         texts, spans = zip(*(self._substitute(prompt) for prompt in prompts), strict=True)
         clip_BN, clip_hits = self._encode(self.clip, texts, spans, self.clip_length)
         clip_2_BN, clip_2_hits = self._encode(self.clip_2, texts, spans, self.clip_length)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 from dvc.api import DVCFileSystem
-from dvc.exceptions import DvcException
+from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo
 from dvc.scm import RevError, SCMError
 
@@ -133,6 +133,9 @@ def told(root: Path) -> Iterator[None]:
     except (RevError, SCMError) as error:
         mend = "check the revision; in a shallow clone fetch it first: git fetch --unshallow"
         raise InvalidInput(str(error), file=root, field="revision", mend=mend) from error
+    except NotDvcRepoError as error:
+        mend = "make it one with dvc init (needs git), or dvc init --no-scm; nothing was changed"
+        raise InvalidInput("no DVC project, so data cannot be versioned", file=root, field="DVC", mend=mend) from error
     except DvcException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         mend = "see what differs with dvc status, and what the remote is with dvc remote list"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
+from components.secrets import redact
 
 
 def _pointer(root: Path) -> tuple[str, str | None]:
@@ -19,11 +22,24 @@ def _pointer(root: Path) -> tuple[str, str | None]:
     return str(digest), None
 
 
-def data_problem(root: Path) -> str | None:
-    """What sets `data/` apart from `data.dvc`; None if nothing does."""
+@dataclass(frozen=True)
+class DataState:
+    """How `data/` stands against `data.dvc`.
+
+    Attributes:
+        problem: what sets them apart; None if nothing does.
+        not_pulled: concepts of data.dvc whose folder is not here at all: nobody asked for them yet.
+    """
+
+    problem: str | None
+    not_pulled: tuple[str, ...] = ()
+
+
+def data_state(root: Path) -> DataState:
+    """Compare `data/` with `data.dvc`; a concept that is wholly absent is not broken, only not pulled."""
     _, problem = _pointer(root)
     if problem:
-        return problem
+        return DataState(problem)
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -31,15 +47,29 @@ def data_problem(root: Path) -> str | None:
         with Repo(str(root)) as repo:
             changes = repo.data_status(granular=True)["uncommitted"]
     except DvcException as error:
-        return str(error)
-    found = {kind: sorted(path for path in paths if path != "data/") for kind, paths in changes.items()}
+        return DataState(redact(str(error)))
     if not (root / "data").is_dir():
-        return "data/ is not there"
-    named = [f"{kind} {path}" for kind in sorted(found) for path in found[kind]]
+        return DataState("data/ is not there")
+    absent: set[str] = set()
+    named: list[str] = []
+    for kind in sorted(changes):
+        for path in sorted(changes[kind]):
+            concept = _concept_of(path)
+            if kind == "deleted" and concept and not (root / "data" / "concepts" / concept).exists():
+                absent.add(concept)
+            elif path.rstrip("/") not in ("data", "data/concepts"):
+                named.append(f"{kind} {path}")
     if not named:
-        return None if not any(changes.values()) else "data/ differs from data.dvc"
+        known = bool(absent) or not any(changes.values())
+        return DataState(None if known else "data/ differs from data.dvc", tuple(sorted(absent)))
     rest = f" and {len(named) - 3} more" if len(named) > 3 else ""
-    return f"data/ differs from data.dvc: {', '.join(named[:3])}{rest}"
+    return DataState(f"data/ differs from data.dvc: {', '.join(named[:3])}{rest}", tuple(sorted(absent)))
+
+
+def _concept_of(path: str) -> str | None:
+    """The concept that a path of DVC belongs to: `data/concepts/star/01.png` -> `star`."""
+    parts = path.split("/")
+    return parts[2] if len(parts) > 2 and parts[:2] == ["data", "concepts"] and parts[2] else None
 
 
 def remote_problem(root: Path) -> str | None:
@@ -55,6 +85,6 @@ def remote_problem(root: Path) -> str | None:
             store = repo.cloud.get_remote_odb(command="status")
             if store.exists(digest):
                 return None
-            return f"{store.path}: unreachable, or without the data that data.dvc names"
+            return redact(f"{store.path}: unreachable, or without the data that data.dvc names")
     except (DvcException, ImportError, OSError) as error:
-        return str(error).splitlines()[0]
+        return redact(str(error).splitlines()[0])

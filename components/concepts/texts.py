@@ -15,6 +15,8 @@ from components.errors import InvalidInput
 PLACEHOLDER = "[V]"
 MAXIMUM_TEXT_LENGTH = 300
 """Characters of a text or base text: about what 77 CLIP tokens hold."""
+MAXIMUM_PROMPT_LENGTH = 1000
+"""Characters of a prompt: more than any encoder reads; tokenizers take time for what they then cut off."""
 NAME_PATTERN = r"[a-z][a-z0-9_-]{0,62}"
 CLASS_WORD_PATTERN = r"[^\W_]+(?:[ '\-][^\W_]+){0,5}"
 """One to six words of letters and digits, e.g. `star` or `stuffed animal`."""
@@ -125,6 +127,17 @@ def text_problem(text: str) -> tuple[str, str] | None:
         # Cc control, Cf invisible format marks, Cs lone surrogates, Co and Cn no characters at all, Zl/Zp line breaks
         if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}:
             return f"the character U+{ord(character):04X} in {_shown(text)} is not printable", "remove the character"
+    return None
+
+
+def prompt_problem(prompt: str) -> tuple[str, str] | None:
+    """Why a prompt is not read, and the mend; None if it is. The empty prompt, a negative one, is."""
+    if len(prompt) > MAXIMUM_PROMPT_LENGTH:
+        return f"{len(prompt)} characters, at most {MAXIMUM_PROMPT_LENGTH} are read", "shorten the prompt"
+    for character in prompt:
+        if character not in "\n\r\t" and unicodedata.category(character) in {"Cc", "Cs", "Co", "Cn"}:
+            shown = f"the character U+{ord(character):04X} in {_shown(prompt)} is not printable"
+            return shown, "remove the character"
     return None
 
 

@@ -6,6 +6,7 @@ that fails to a `Finding`. Errors block, warnings are recorded.
 
 from __future__ import annotations
 
+import html
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -106,8 +107,27 @@ def _failures(
     checkpoint = context.checkpoints.add(
         gx.Checkpoint(name=name, validation_definitions=[definition], result_format="COMPLETE")
     )
-    outcome = checkpoint.run(batch_parameters={"dataframe": table})
+    outcome = checkpoint.run(batch_parameters={"dataframe": _shown(table, judged)})
     return {key: rows for validation in outcome.run_results.values() for key, rows in _rows(validation)}
+
+
+def _shown(table: pd.DataFrame, judged: Mapping[str, Rule]) -> pd.DataFrame:
+    """The table for great-expectations, which puts values into its pages as they are: no text of it is markup.
+
+    Rows stay where they are. In columns that are compared with given words the quotes stay, for words may hold them.
+    """
+    compared = {rule.column for rule in judged.values() if rule.check == "in_set"}
+    return pd.DataFrame(
+        {
+            column: [
+                html.escape(value, quote=column not in compared) if isinstance(value, str) else value
+                for value in table[column]
+            ]
+            for column in table.columns
+        },
+        columns=table.columns,
+        dtype=object,
+    )
 
 
 def _rows(validation: ExpectationSuiteValidationResult) -> Sequence[tuple[str, list[int]]]:

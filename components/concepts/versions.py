@@ -6,9 +6,11 @@ themselves: DVC trusts the objects of its cache without reading them again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,7 @@ from components.concepts.pointer import (
 )
 from components.concepts.texts import NAME_PATTERN
 from components.errors import InvalidInput
-from components.files import digest_of
+from components.files import digest_of, write_text
 
 CONCEPTS = "concepts"
 Change = Literal["added", "modified", "removed"]
@@ -125,6 +127,34 @@ def add(root: Path, *, removed: Collection[str] = ()) -> DataVersion:
                 mend="touch the file and record it again",
             )
     return DataVersion(md5)
+
+
+def require_project(root: Path) -> None:
+    """Raise InvalidInput where data cannot be recorded: no DVC project, or one that cannot be opened."""
+    with open_repo(root):
+        pass
+
+
+def record_new(root: Path, folder: Path) -> DataVersion:
+    """Record a concept folder that has just appeared; if that fails it disappears again, as if never made.
+
+    Raises:
+        InvalidInput: as `add`; `data/` and `data.dvc` are what they were before the folder appeared.
+    """
+    pointer = root / POINTER
+    before = pointer.read_text(encoding="utf-8") if pointer.is_file() else None
+    try:
+        return add(root)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in (folder.parent, root / DATA):
+            with contextlib.suppress(OSError):  # not empty: other concepts are there
+                parent.rmdir()
+        if before is None:
+            pointer.unlink(missing_ok=True)
+        elif pointer.read_text(encoding="utf-8") != before:
+            write_text(pointer, before)
+        raise
 
 
 def push(root: Path) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from components.errors import IntegrityError, InvalidInput
 from components.files import MANIFEST, digest_of, read_manifest, verify_manifest
 from components.provenance import PROVENANCE
+from components.secrets import redact, redact_values
 from components.tracking.store import Store
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
@@ -152,7 +153,7 @@ def _mend(store: Store) -> str:
 
 def set_tags(store: Store, concept: str, number: int, tags: Mapping[str, str]) -> None:
     for key, value in tags.items():
-        store.client.set_model_version_tag(model_name(concept), str(number), key, value[:_TAG_LIMIT])
+        store.client.set_model_version_tag(model_name(concept), str(number), key, redact(value)[:_TAG_LIMIT])
 
 
 def register(
@@ -182,7 +183,7 @@ def register(
         if found is None:
             logged = _log_model(store, concept, adapter, run_id=run_id, base=base)
             _make_registered_model(store, concept)
-            limited = {key: value[:_TAG_LIMIT] for key, value in {**tags, "adapter/digest": digest}.items()}
+            limited = {key: redact(value)[:_TAG_LIMIT] for key, value in {**tags, "adapter/digest": digest}.items()}
             created = store.client.create_model_version(
                 model_name(concept), f"models:/{logged}", run_id, tags=limited, model_id=logged
             )
@@ -221,7 +222,7 @@ def _log_model(store: Store, concept: str, adapter: Path, *, run_id: str, base: 
 
     store.activate()
     with mlflow.start_run(run_id=run_id, log_system_metrics=False):
-        return pyfunc.log(concept, adapter, base)
+        return pyfunc.log(concept, adapter, redact_values(base))
 
 
 @contextlib.contextmanager

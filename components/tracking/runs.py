@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import PureCCError
+from components.secrets import redact, redact_values
 from components.tracking.store import Store
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ def run(
         tracker.flush()
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with contextlib.suppress(Exception):  # the first error is the one to show
-            store.client.set_tag(tracker.run_id, "error", str(error)[:_VALUE_LIMIT])
+            store.client.set_tag(tracker.run_id, "error", redact(str(error))[:_VALUE_LIMIT])
             store.client.set_terminated(tracker.run_id, status)
         raise
     store.client.set_terminated(tracker.run_id, "FINISHED")
@@ -192,7 +193,7 @@ def log_parameters(store: Store, run_id: str, settings: Mapping[str, Any]) -> No
     """Log nested settings as flat parameters, in one call per hundred."""
     from mlflow.entities import Param
 
-    params = [Param(key, value) for key, value in flatten(settings).items()]
+    params = [Param(key, value) for key, value in flatten(redact_values(settings)).items()]
     for start in range(0, len(params), 100):
         store.client.log_batch(run_id, params=params[start : start + 100])
 

@@ -19,6 +19,8 @@ from urllib.parse import quote, unquote
 from filelock import FileLock
 
 import components.quiet  # noqa: F401  (before mlflow)
+from components.errors import InvalidInput
+from components.secrets import redact, split_userinfo
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -117,7 +119,7 @@ def open_store(root: Path) -> Store:
     root = root.resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
-        return Store(root, uri, None)
+        return Store(root, _without_password(uri), None)
     database, artifacts = embedded_database(root), root / "mlruns" / "artifacts"
     if not database.is_file() or _home(database) != artifacts:
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +129,41 @@ def open_store(root: Path) -> Store:
             if (home := _home(database)) != artifacts:
                 _relocate(database, home, artifacts)
     return Store(root, _uri(database), artifacts)
+
+
+def _without_password(uri: str) -> str:
+    """The address of a server without user and password: MLflow prints it; they go where MLflow looks for them."""
+    if not uri.startswith(("http://", "https://")):
+        return uri
+    bare, user, password = split_userinfo(uri)
+    if user is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = bare
+        os.environ["MLFLOW_TRACKING_USERNAME"] = user
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = password or ""
+    return bare
+
+
+def explained(error: BaseException) -> InvalidInput | None:
+    """What a person can do about an error of an MLflow server; None if it is another error.
+
+    The error is known by name: MLflow need not be imported to ask.
+    """
+    if not any(kind.__name__ == "MlflowException" for kind in type(error).__mro__):
+        return None
+    message, where = str(error), redact(os.environ.get("MLFLOW_TRACKING_URI", "the tracking store"))
+    if "error code 401" in message or "not authenticated" in message:
+        mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        return InvalidInput("MLflow asks for a user and a password, and takes not the one given", file=where, mend=mend)
+    if "error code 403" in message or "PERMISSION_DENIED" in message or "Permission denied" in message:
+        if "Invalid Host header" in message:
+            mend = "add the host to MLFLOW_SERVER_ALLOWED_HOSTS of the server"
+            return InvalidInput("the MLflow server does not answer under this name", file=where, mend=mend)
+        mend = "ask who made the experiment or the model, or an administrator, for the permission"
+        return InvalidInput("this user may not do that", file=where, field="MLFLOW_TRACKING_USERNAME", mend=mend)
+    if "failed with exception" in message or "Max retries exceeded" in message:
+        mend = "start the server, or correct or unset MLFLOW_TRACKING_URI; purecc doctor says more"
+        return InvalidInput("the MLflow server does not answer", file=where, field="MLFLOW_TRACKING_URI", mend=mend)
+    return None
 
 
 def _uri(database: Path) -> str:

@@ -108,6 +108,22 @@ def test_nothing_is_left_in_the_temporary_folder(folder: Path, tmp_path: Path, m
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+def test_nothing_in_the_data_becomes_markup_in_the_data_docs(folder: Path, tmp_path: Path) -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    concept = {"name": folder.name, "kind": "instance", "class_word": "star", "license": hostile, "source": hostile}
+    (folder / "concept.yaml").write_text(json.dumps({**concept, hostile: "x"}))
+    _noise(9).save(folder / f"{hostile}.png")
+    lines = [{"file_name": f"{hostile}.png", "text": f'a [V] star {hostile} "x" onload="alert(2)'}]
+    lines += [{"file_name": f"{number:02d}.png", "text": f"a [V] star {hostile}"} for number in (1, 2, 3)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report = validate(folder, ConceptSettings(class_words=["circle"]), tmp_path / "docs")
+    assert not report.success
+    assert any(hostile in finding.problem for finding in report.errors)  # in the report it stands as it is
+    pages = [page.read_text() for page in (tmp_path / "docs").rglob("*.html")]
+    assert any("&lt;img src=x" in page for page in pages)
+    assert not any("<img src=x" in page or 'onload="alert' in page for page in pages)
+
+
 def test_data_docs_replace_nothing_else(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("x")

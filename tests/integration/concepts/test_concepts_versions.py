@@ -213,6 +213,22 @@ def test_without_git_data_can_be_pulled_and_verified(clone: Path) -> None:
     versions.verify_matches_pointer(clone, "a")
 
 
+def test_a_new_concept_that_cannot_be_recorded_disappears(clone: Path) -> None:
+    versions.require_project(clone)
+    pointer = (clone / "data.dvc").read_bytes()
+    folder = _add_concept(clone, "mine", 5)
+    objects = clone / "infra" / "dvc-remote" / "files" / "md5"
+    objects.rename(objects.with_name("gone"))  # the other concepts would be lost from the record
+    with pytest.raises(InvalidInput):
+        versions.record_new(clone, folder)
+    assert not (clone / "data").exists()
+    assert (clone / "data.dvc").read_bytes() == pointer
+    objects.with_name("gone").rename(objects)
+    folder = _add_concept(clone, "mine", 5)
+    versions.record_new(clone, folder)
+    assert versions.changes(clone, "HEAD") == {"mine": "added"}
+
+
 def test_recording_without_data_or_without_dvc_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no data to record"):
         versions.add(tmp_path)
@@ -220,4 +236,6 @@ def test_recording_without_data_or_without_dvc_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         versions.add(tmp_path)
     assert caught.value.field == "DVC"
+    with pytest.raises(InvalidInput, match="no DVC project.*dvc init"):
+        versions.require_project(tmp_path)
     assert "no pointer" in _refused(tmp_path, "a").problem

@@ -17,6 +17,7 @@ import pytest
 from components.errors import InvalidInput
 from flows import ui
 
+PASSWORDS = ("PREFECT_SERVER_API_AUTH_STRING", "MLFLOW_AUTH_ADMIN_PASSWORD")
 PROGRAM = """
 import sys
 from flows.ui import serve
@@ -110,9 +111,29 @@ def test_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
-def test_address_that_others_reach_is_refused(host: str, project: Path) -> None:
-    with pytest.raises(InvalidInput, match="--host.*can be reached.*--allow-remote"):
-        ui.serve(host)
+def test_address_that_others_reach_is_refused_without_passwords(
+    host: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", *PASSWORDS):
+        monkeypatch.delenv(name, raising=False)
+    for name, other in (PASSWORDS, PASSWORDS[::-1]):
+        with pytest.raises(InvalidInput, match=f"--host.*can be reached.*{name}"):
+            ui.require_auth(host, [name, other])
+        monkeypatch.setenv(other, "")
+        with pytest.raises(InvalidInput, match="--host.*can be reached"):
+            ui.serve(host)
+    for name in PASSWORDS:
+        monkeypatch.setenv(name, "admin:a-long-password")
+    assert ui.require_auth(host, PASSWORDS)
+    assert not ui.require_auth("127.0.0.1", PASSWORDS)
+
+
+def test_a_server_that_others_reach_asks_for_a_password(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "a-long-password")
+    server = ui.mlflow_server(project, "0.0.0.0", free_port(), auth=True)
+    assert server.command[server.command.index("--app-name") + 1] == "basic-auth"
+    assert "a-long-password" not in " ".join([*server.command, *server.environment.values()])
+    assert not (project / "basic_auth.db").exists()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "::1"])
@@ -133,10 +154,10 @@ def test_taken_port_is_named_with_its_option(project: Path, monkeypatch: pytest.
 def test_servers_that_run_elsewhere_are_only_named(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example:4200/api")
+    monkeypatch.setenv("PREFECT_API_URL", "http://ann:a-long-password@prefect.example:4200/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example")
     ui.serve()
     assert capsys.readouterr().out.splitlines() == [
         "MLflow   https://mlflow.example",
-        "Prefect  http://prefect.example:4200",
+        "Prefect  http://***@prefect.example:4200",
     ]

@@ -94,3 +94,10 @@ def test_a_placeholder_of_several_t5_tokens(tokenizer: PromptTokenizer) -> None:
     # T5: a | sk s | star | and | a | sk s | , | ring
     assert rows == (2, 6, n + 1, n + 2, n + 6, n + 7)
     assert [embedding_index(position, len(rows), 3) for position in range(6)] == [0, 0, 1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("prompt", ["a" * 1001, "a [V] star\x00", "a \ud800 star", "a \x1b[2J star"])
+def test_a_prompt_too_long_or_of_other_than_characters_is_refused(tokenizer: PromptTokenizer, prompt: str) -> None:
+    with pytest.raises(InvalidInput, match="prompt: .*(at most 1000|is not printable)"):
+        tokenizer([prompt])
+    tokenizer(["a [V] star " + "on a very red " * 5, "two\nlines", ""])

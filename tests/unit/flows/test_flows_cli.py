@@ -68,6 +68,8 @@ def error_of(result: Result) -> dict[str, Any]:
         (["models", "verify", "nothing"], "no adapter of 'nothing'"),
         (["report"], "no report yet"),
         (["report", "nothing"], "no report of 'nothing'"),
+        (["generate", "a" * 1001], "1001 characters, at most 1000"),
+        (["generate", "a \x1b[2J star"], "U+001B"),
         (["generate", "a [V] star"], "[V] is for datasets"),
         (["generate", "a <star> star"], "<star> has no champion"),
         (["generate", "a star", "--out", "star.jpg"], "ends in .png"),
@@ -194,3 +196,12 @@ def test_usage_errors_are_json_too_and_nothing_heavy_is_imported_for_them(projec
         assert done.stderr.splitlines()[-1] == "[]"
         if "--json" in arguments:
             json.loads(done.stdout)
+
+
+def test_a_concept_that_could_not_be_versioned_is_not_added(project: Path) -> None:
+    image = project / "1.png"
+    image.write_bytes(b"never looked at")
+    error = error_of(purecc("concepts", "add", "mine", str(image), "--class-word", "star", "--json"))
+    assert error["message"] == "no DVC project, so data cannot be versioned"
+    assert "dvc init" in error["mend"]
+    assert not (project / "data").exists()

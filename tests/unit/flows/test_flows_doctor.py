@@ -167,6 +167,23 @@ def test_data_that_differ_are_named(data_project: Path) -> None:
     assert "added data/concepts/one/extra.txt" in check.detail
 
 
+def test_concepts_that_were_not_pulled_are_named_and_no_fault(data_project: Path) -> None:
+    other = data_project / "data" / "concepts" / "two"
+    other.mkdir()
+    for name in ("concept.yaml", "01.png"):
+        (other / name).write_text("two\n")
+    with Repo(str(data_project)) as repo:
+        repo.add(str(data_project / "data"))
+    shutil.rmtree(data_project / "data" / "concepts" / "one")
+    check = doctor.check_data(data_project)
+    assert check.ok, check.detail
+    assert "not pulled yet: one (dvc pull, or for one: dvc pull data/concepts/one)" in check.detail
+    (other / "01.png").unlink()  # of a concept that is here
+    check = doctor.check_data(data_project)
+    fails(check, detail="deleted data/concepts/two/01.png", mend="dvc pull")
+    assert "one" not in check.detail
+
+
 def test_data_that_were_not_pulled_are_found(data_project: Path) -> None:
     shutil.rmtree(data_project / "data")
     fails(doctor.check_data(data_project), detail="data/ is not there", mend="dvc pull")
@@ -192,23 +209,34 @@ def test_remote_that_is_gone_or_not_set_is_found(data_project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("check", "variable"),
-    [(doctor.check_tracking, "MLFLOW_TRACKING_URI"), (doctor.check_prefect, "PREFECT_API_URL")],
+    ("check", "variable", "password"),
+    [
+        (doctor.check_tracking, "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_PASSWORD"),
+        (doctor.check_prefect, "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"),
+    ],
 )
 def test_server_that_does_not_answer_is_found(
     check: Callable[[Path], Check],
     variable: str,
+    password: str,
     project: Path,
     serve: Callable[[int], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN", "PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "http://127.0.0.1:9")
     fails(check(project), detail="http://127.0.0.1:9/health", mend=f"unset {variable}")
     monkeypatch.setenv(variable, serve(500))
     fails(check(project), detail="500", mend=f"unset {variable}")
-    for status in (200, 401):  # a server that asks for a password is there
-        monkeypatch.setenv(variable, serve(status))
-        assert check(project).ok
+    monkeypatch.setenv(variable, serve(200))
+    assert check(project).ok
+    asks = serve(401)
+    monkeypatch.setenv(variable, asks)
+    fails(check(project), detail="none is set", mend=password)
+    monkeypatch.setenv(variable, asks.replace("//", "//ann:a-long-password@"))
+    fails(check(project), detail="the password of 'ann' is refused", mend=password)
+    assert "a-long-password" not in check(project).detail
 
 
 def test_prefect_address_without_scheme_is_found(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

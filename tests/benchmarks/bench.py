@@ -1,0 +1,185 @@
+"""One table of what everything costs, every comparison as a ratio of times measured side by side.
+
+    make bench                                        the tiny profile on its shipped models, about half an hour
+    make bench BENCH="--miniature"                    everything once, on models made in seconds: does it run?
+    make bench BENCH="--only training,sampling --rounds 40"
+    make bench BENCH="--profile sd35-medium --base /models/sd35 --only training,memory,sampling"
+
+Prints the table and writes it, with machine and versions, to `.purecc/bench/<time>.json` (or --out). Times are medians
+of processor time on the CPU and of wall-clock on a GPU; the ratio is the median over rounds, with its quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+import components.quiet  # noqa: E402, F401  (before every dependency)
+
+PARTS = ("training", "memory", "sampling", "evaluation", "tracking", "pipeline")
+# Settings under which everything runs once in a minute or two.
+MINIATURE = [
+    "learning.batch_size=2",
+    "evaluation.sampling.steps=2",
+    "evaluation.sampling.batch_size=2",
+]
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="tiny")
+    parser.add_argument("--base", help="folder of the base; default: the profile's")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--pictures", type=int, default=64, help="of the evaluation")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--miniature", action="store_true", help="untrained models of the smallest size, two rounds")
+    parser.add_argument("--out", type=Path, help="the JSON file")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # in a process of its own
+    found = parser.parse_args(given)
+    if unknown := sorted(set(found.only.split(",")) - set(PARTS)):
+        parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(PARTS)}")
+    return found
+
+
+def project_makers() -> Any:
+    """The makers of a whole small project that the integration tests use."""
+    file = REPOSITORY / "tests" / "integration" / "flows" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("project_makers", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> tuple[Path, str, list[str]]:
+    """The project to measure in, the profile's name, and its overrides."""
+    if not options.miniature:
+        base = [] if options.base is None else [f"base.path={options.base}"]
+        return REPOSITORY, options.profile, [*base, *options.overrides]
+    from components.world.family import create_untrained
+
+    project = folder / "project"
+    if not project.exists():
+        create_untrained(folder / "family", size="micro", seed=0)
+        project.mkdir()
+        project_makers().build(project, folder / "family")
+    return project, "micro", [*MINIATURE, *options.overrides]
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    import torch
+
+    project, name, overrides = prepare(options, folder)
+    os.environ["PURECC_HOME"] = str(project)
+    from components.settings import load_profile
+
+    import drawing
+    import judging
+    import pipeline
+    import training
+    from measuring import Row, machine
+
+    profile = load_profile(name, overrides)
+    wanted, rounds = options.only.split(","), 2 if options.miniature else options.rounds
+    pictures = 4 if options.miniature else options.pictures
+    work = folder / "work"
+    work.mkdir(exist_ok=True)
+    if options.memory_of:
+        return {"peak_mib": training.memory(work, profile, options.memory_of)}
+    found: list[Row] = []
+    device = training.Bench(work, profile).backbone.device
+    for part in wanted:
+        print(f"{part} ...", file=sys.stderr, flush=True)
+        if part == "training":
+            found += training.measure(work, profile, rounds)
+        elif part == "memory":
+            found += memory(options, folder, list(training.cases_of(work, profile)))
+        elif part == "sampling":
+            found += drawing.measure(work, profile, max(2, rounds // 4))
+        elif part == "evaluation":
+            found += judging.measure(work, profile, max(2, rounds // 4), pictures)
+        elif part == "tracking":
+            step = training.ours(training.Bench(work, profile))[training.PLAIN]
+            found += pipeline.tracking(step, max(2, rounds // 4), device)
+        elif part == "pipeline":
+            where = project if options.miniature else pipeline.clone(folder / "clone")
+            concept = "spotted_star" if options.miniature else "striped_star"
+            found += pipeline.measure(where, concept, name, overrides)
+    return {
+        "machine": machine(device),
+        "profile": name,
+        "overrides": overrides,
+        "miniature": options.miniature,
+        "torch_cuda": torch.version.cuda,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "rows": [row.to_json() for row in found],
+    }
+
+
+def memory(options: argparse.Namespace, folder: Path, names: list[str]) -> list[Any]:
+    """Peak memory of each training step, each in a process of its own."""
+    from measuring import Row
+
+    found: dict[str, float] = {}
+    for name in names:
+        command = [sys.executable, __file__, "--memory-of", name, "--profile", options.profile]
+        command += ["--miniature"] if options.miniature else []
+        command += ["--base", options.base] if options.base else []
+        command += [part for override in options.overrides for part in ("--set", override)]
+        environment = {**os.environ, "BENCH_FOLDER": str(folder)}
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        found[name] = float(json.loads(done.stdout)["peak_mib"])
+    plain = next(iter(found))
+    return [
+        Row("peak memory", name, value, "MiB", against=plain, ratio=value / found[plain], note="with imports")
+        for name, value in found.items()
+    ]
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """The table, as Markdown."""
+
+    def number(value: float | None, digits: int = 2) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    lines = ["| | | median | items/s | ratio | quartiles | floor | against |", "|---|---|--:|--:|--:|--:|--:|---|"]
+    for row in rows:
+        spread = "" if row["low"] is None else f"{row['low']:.2f}-{row['high']:.2f}"
+        value = f"{row['value']:.4g} {row['unit']}"
+        note = f" ({row['note']})" if row["note"] else ""
+        cells = [row["group"], row["name"] + note, value, number(row["per_second"], 1), number(row["ratio"], 3), spread]
+        lines.append("| " + " | ".join([*cells, number(row["floor"]), row["against"] or ""]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = arguments()
+    with tempfile.TemporaryDirectory(prefix="purecc-bench-") as temporary:
+        found = measure(options, Path(os.environ.get("BENCH_FOLDER", temporary)))
+    if options.memory_of:
+        print(json.dumps(found))
+        return
+    print(show(found["rows"]))
+    out = options.out or REPOSITORY / ".purecc" / "bench" / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
+    from components.files import write_json
+
+    write_json(out, found)
+    print(f"written to {out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What the pipeline costs beyond training and evaluation: whole commands as a person starts them, and the tracking.
+
+`overhead` is the wall-clock of `purecc customize` less that of its MLflow child runs (stage 1, stage 2, evaluation):
+imports, validation, Prefect, registry, report. These are single runs of wall-clock, not medians: a busy machine shows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from measuring import Case, Row, clock, interleaved, rows
+
+import torch
+from components.learning.tracker import NullTracker
+from components.tracking import runs
+from components.tracking.store import open_store
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+METRICS = 14  # of a stage-2 step
+STEPS = 100
+CHILDREN = ("extractor", "pure-learning", "evaluation")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command.
+
+    Attributes:
+        seconds: wall-clock from its start to its end.
+        peak_mib: the most memory of any process that it started and waited for, this far.
+        started: when, seconds since the epoch.
+        said: its JSON.
+    """
+
+    seconds: float
+    peak_mib: float
+    started: float
+    said: dict[str, Any]
+
+
+def purecc(project: Path, *arguments: str) -> Run:
+    """Run a command in a process of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))}
+    environment = {**kept, "PURECC_HOME": str(project), "PYTHONPATH": str(REPOSITORY)}
+    started = time.time()
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments, "--json"],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    seconds = time.time() - started
+    if done.returncode not in (0, 1) or not done.stdout.strip():
+        raise RuntimeError(f"purecc {' '.join(arguments)} ended with {done.returncode}: {done.stdout}")
+    said = json.loads(done.stdout)
+    if said.get("status") == "error":
+        raise RuntimeError(f"purecc {' '.join(arguments)}: {said['error']}")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return Run(seconds, peak, started, said)
+
+
+def clone(folder: Path) -> Path:
+    """The repository as somebody gets it, with its data and models, in an empty folder."""
+    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(folder)], check=True)
+    return folder
+
+
+def measure(project: Path, concept: str, profile: str, overrides: Sequence[str]) -> list[Row]:
+    """The first customize, an unchanged one, one whose training is a single step, and the tracking alone."""
+    arguments = ["customize", concept, "--profile", profile]
+    settings = [part for override in overrides for part in ("--set", override)]
+    first = purecc(project, *arguments, *settings)
+    children = _children(project, concept, str(first.said["run"]))
+    inside = sum(end - start for start, end in children.values())
+    again = purecc(project, *arguments, *settings)
+    if again.said["status"] != "unchanged":
+        raise RuntimeError(f"an unchanged customize said {again.said['status']}")
+    short = ["--set", "seed=12345", "--set", "learning.extractor.steps=1", "--set", "learning.pure.steps=1"]
+    single = purecc(project, *arguments, *settings, *short)
+    _, step_end = min(_children(project, concept, str(single.said["run"])).values())
+
+    def row(name: str, value: float, against: float | None = None, note: str = "") -> Row:
+        ratio = None if against is None else value / against
+        return Row(
+            "pipeline", name, value, "s", against=None if against is None else "customize", ratio=ratio, note=note
+        )
+
+    names = ", ".join(children)
+    return [
+        row("customize", first.seconds),
+        *(row(f"of it {name}", end - start, first.seconds) for name, (start, end) in children.items()),
+        row("of it overhead", first.seconds - inside, first.seconds, f"less {names}"),
+        row("unchanged customize", again.seconds, first.seconds),
+        row(
+            "to the end of a first step",
+            step_end - single.started,
+            first.seconds,
+            "imports, texts, images, its adapter",
+        ),
+        Row("pipeline", "peak memory of customize", first.peak_mib, "MiB", note="the largest of its processes"),
+    ]
+
+
+def _children(project: Path, concept: str, parent: str) -> dict[str, tuple[float, float]]:
+    """Stage -> start and end of its child run, seconds since the epoch."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    store = open_store(project)
+    found = store.client.search_runs([store.experiment(concept)], f"tags.`mlflow.parentRunId` = '{parent}'")
+    by_name = {run.info.run_name: run.info for run in found if run.info.run_name in CHILDREN}
+    return {
+        name: (by_name[name].start_time / 1000, by_name[name].end_time / 1000) for name in CHILDREN if name in by_name
+    }
+
+
+def tracking(step: Case, rounds: int, device: torch.device) -> list[Row]:
+    """A hundred steps' metrics in the embedded store, beside keeping nothing and beside a hundred plain LoRA steps."""
+    folder = Path(tempfile.mkdtemp(prefix="purecc-bench-"))
+    try:
+        store = open_store(folder)
+        values = {f"metric/{number}": float(number) for number in range(METRICS)}
+
+        def tracked() -> None:
+            with runs.run(store, "bench", "bench") as tracker:
+                for number in range(STEPS):
+                    tracker.log_metrics(values, number)
+
+        def untracked() -> None:
+            tracker = NullTracker()
+            for number in range(STEPS):
+                tracker.log_metrics(values, number)
+
+        def steps() -> None:
+            for _ in range(STEPS):
+                step()
+
+        name = f"{STEPS} plain LoRA steps"
+        cases = {name: steps, f"tracking {STEPS} steps": tracked, "keeping nothing": untracked}
+        return rows("tracking", interleaved(cases, rounds, clock(device)), name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

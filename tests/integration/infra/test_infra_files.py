@@ -1,0 +1,225 @@
+"""The files under infra/: valid by their schemas, hardened, pinned, and of one mind.
+
+compose-spec.json is the schema of the compose specification as docker-compose 1.29.2 ships it
+(compose/config/compose_spec.json of its wheel on PyPI, Apache-2.0); Kubernetes' schemas come with kubernetes-validate.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from servers.compose import INFRA, REPOSITORY, read
+
+from components.secrets import SECRET_NAME
+
+HOSTS = {"MLFLOW_HOST": "mlflow.example.org", "PREFECT_HOST": "prefect.example.org"}
+ONLY_IN_COMPOSE = {"proxy"}  # a cluster has an ingress instead
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, dict[str, Any]]:
+    return dict(read(HOSTS)["services"])
+
+
+@pytest.fixture(scope="module")
+def objects() -> list[dict[str, Any]]:
+    """What kustomize makes of infra/kubernetes."""
+    for program in (["kubectl", "kustomize"], ["kustomize", "build"]):
+        if shutil.which(program[0]):
+            done = subprocess.run([*program, str(INFRA / "kubernetes")], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            return list(yaml.safe_load_all(done.stdout))
+    # Without kustomize: the files that it puts together, less what it generates.
+    found = []
+    for file in yaml.safe_load((INFRA / "kubernetes" / "kustomization.yaml").read_text())["resources"]:
+        if file.endswith(".yaml"):
+            found += list(yaml.safe_load_all((INFRA / "kubernetes" / file).read_text()))
+    return found
+
+
+def pods(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    specs = [each.get("spec", {}) for each in objects]
+    specs += [spec["jobTemplate"]["spec"] for spec in specs if "jobTemplate" in spec]
+    return [spec["template"]["spec"] for spec in specs if "template" in spec]
+
+
+def containers(objects: list[dict[str, Any]]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Name -> container and its pod."""
+    return {
+        container["name"]: (container, pod)
+        for pod in pods(objects)
+        for container in [*pod.get("initContainers", []), *pod["containers"]]
+    }
+
+
+def test_compose_is_valid_by_its_schema() -> None:
+    schema = json.loads(Path(__file__).with_name("compose-spec.json").read_text())
+    schema["properties"]["name"] = {"type": "string"}  # in the specification since 1.2, after that release
+    content = read()
+    jsonschema.validate(content, schema)
+    broken = {**content, "services": {**content["services"], "redis": {"imagee": "x"}}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, schema)
+    for kind in ("networks", "secrets"):
+        named = {name for service in content["services"].values() for name in service.get(kind, ())}
+        assert named == set(content[kind])
+    volumes = {mount.split(":")[0] for service in content["services"].values() for mount in service.get("volumes", ())}
+    assert {volume for volume in volumes if not volume.startswith(".")} == set(content["volumes"])
+    for mount in volumes - set(content["volumes"]):
+        assert (INFRA / mount).is_file()
+
+
+def test_every_service_is_hardened_and_pinned(services: dict[str, dict[str, Any]]) -> None:
+    ours = "purecc-"
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] is True, name
+        assert re.search(r":\d+\.\d+", service["image"]), name
+        if not service["image"].startswith(ours):
+            assert int(service["user"].split(":")[0]) > 0, name
+    published = [name for name, service in services.items() if "ports" in service]
+    assert published == ["proxy"]
+    assert all(port.startswith("127.0.0.1:") for port in services["proxy"]["ports"])
+
+
+def test_secrets_come_by_file_alone(services: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    subprocess.run([str(INFRA / "make-secrets.sh"), str(tmp_path / "made")], check=True, capture_output=True)
+    made = {file.name: file.read_text() for file in (tmp_path / "made").iterdir()}
+    assert set(read()["secrets"]) == set(made)
+    assert len(set(made.values())) == len(made)
+    assert min(map(len, made.values())) >= 20
+    assert stat.S_IMODE((tmp_path / "made").stat().st_mode) == 0o700
+    subprocess.run([str(INFRA / "make-secrets.sh"), str(tmp_path / "made")], check=True, capture_output=True)
+    assert made == {file.name: file.read_text() for file in (tmp_path / "made").iterdir()}
+    for name, service in services.items():
+        needed = set()
+        for variable, value in service.get("environment", {}).items():
+            if SECRET_NAME.search(variable) or str(value).startswith("/run/secrets/"):
+                assert variable.endswith("_FILE"), f"{name}: {variable}"
+                needed.add(Path(value).name)
+            assert not re.search(r"://[^/@]*:[^/@]*@", str(value)), f"{name}: {variable}"
+        if name != "postgres":  # its script reads two more
+            assert needed == set(service.get("secrets", ())), name
+
+
+def test_a_secret_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
+    def run(**environment: str) -> subprocess.CompletedProcess[str]:
+        command = ["/bin/sh", str(INFRA / "servers" / "with-secrets.sh"), "env"]
+        path = {"PATH": "/usr/bin:/bin", "SECRETS": str(tmp_path)}
+        return subprocess.run(command, env={**path, **environment}, capture_output=True, text=True, check=False)
+
+    (tmp_path / "word").write_text('it\'s $HOME "quoted" `x` \\n\n')
+    (tmp_path / "empty").write_text("")
+    done = run(MY_WORD_FILE=f"{tmp_path}/word", SSL_CERT_FILE="/etc/ssl/cert.pem")
+    assert 'MY_WORD=it\'s $HOME "quoted" `x` \\n\n' in done.stdout
+    assert "MY_WORD_FILE" not in done.stdout
+    assert "SSL_CERT_FILE=/etc/ssl/cert.pem" in done.stdout
+    for name, message in (("none", "cannot be read"), ("empty", "is empty")):
+        refused = run(MY_WORD_FILE=f"{tmp_path}/{name}")
+        assert refused.returncode == 1
+        assert str(tmp_path / name) in refused.stderr
+        assert message in refused.stderr
+
+
+def test_kubernetes_objects_are_valid(objects: list[dict[str, Any]]) -> None:
+    assert len(objects) > 15
+    for each in objects:
+        kubernetes_validate.validate(each, "1.31", strict=True)
+    names = {(each["kind"], each["metadata"]["name"]) for each in objects}
+    for policy in (each for each in objects if each["kind"] == "NetworkPolicy"):
+        for rule in policy["spec"].get("ingress", ()):
+            for peer in rule["from"]:
+                if label := peer.get("podSelector", {}).get("matchLabels", {}).get("app"):
+                    assert any(name == label for _, name in names), label
+
+
+def test_kubernetes_runs_what_compose_runs(services: dict[str, dict[str, Any]], objects: list[dict[str, Any]]) -> None:
+    found = containers(objects)
+    assert set(found) - {"await-server"} == set(services) - ONLY_IN_COMPOSE
+    for name, service in services.items():
+        if name in ONLY_IN_COMPOSE:
+            continue
+        container, pod = found[name]
+        assert container["image"] == service["image"]
+        stated = [*service.get("entrypoint", ()), *service.get("command", ())]
+        assert [*container.get("command", ()), *container.get("args", ())] == stated, name
+        environment = {entry["name"]: entry["value"] for entry in container.get("env", ())}
+        assert environment == {key: str(value) for key, value in service.get("environment", {}).items()}, name
+        mounted = {item["key"] for volume in pod["volumes"] for item in volume.get("secret", {}).get("items", ())}
+        assert set(service.get("secrets", ())) <= mounted, name
+        if "healthcheck" in service and "readinessProbe" in container:
+            assert container["readinessProbe"]["exec"]["command"] == service["healthcheck"]["test"][1:]
+    # who talks to whom, as compose's networks have it
+    for policy in (each for each in objects if each["kind"] == "NetworkPolicy" and each["spec"].get("ingress")):
+        target = policy["metadata"]["name"]
+        for peer in policy["spec"]["ingress"][0]["from"]:
+            if "podSelector" in peer:
+                source = peer["podSelector"]["matchLabels"]["app"]
+                shared = set(services[source]["networks"]) & set(services[target]["networks"])
+                assert shared, f"{source} -> {target}"
+
+
+def test_pods_are_hardened(objects: list[dict[str, Any]]) -> None:
+    for pod in pods(objects):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] > 0
+        assert pod["automountServiceAccountToken"] is False
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_the_images_carry_everything_and_run_as_nobody_in_particular(services: dict[str, dict[str, Any]]) -> None:
+    text = (INFRA / "Dockerfile").read_text().replace("\\\n", " ")
+    instructions = [line.split(maxsplit=1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    stages: dict[str, list[tuple[str, str]]] = {}
+    for name, arguments in instructions:
+        if name == "FROM":
+            stages[arguments.split(" AS ")[1]] = []
+        elif stages:
+            stages[list(stages)[-1]].append((name, arguments))
+    built = {service["build"]["target"] for service in services.values() if "build" in service}
+    assert built == {"servers", "worker", "proxy"}
+    for target in built:
+        assert [arguments for name, arguments in stages[target] if name == "USER"][-1] == "10001:10001"
+        if target != "proxy":
+            assert ("ENTRYPOINT", '["/bin/sh", "/etc/purecc/with-secrets.sh"]') in stages[target]
+    assert not re.search(r"\bADD\b|:latest", text)
+    allowed = [line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for stage in stages.values():
+        for name, arguments in stage:
+            if name == "COPY" and not arguments.startswith("--from"):
+                for source in arguments.split()[:-1]:
+                    assert (REPOSITORY / source).exists(), source
+                    reached = any(source.startswith(name) for name in allowed)
+                    assert reached, f"{source} does not reach the build"
+    for service in services.values():
+        if "build" in service:
+            for part in service["command"]:
+                if part.startswith("/etc/purecc/"):
+                    assert (INFRA / "servers" / Path(part).name).is_file()
+
+
+def test_every_program_of_the_servers_is_pinned() -> None:
+    pinned = {
+        re.sub(r"[-_.]+", "-", line.split("==")[0]).lower()
+        for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    text = (INFRA / "Dockerfile").read_text().replace("\\\n", " ")
+    (packages,) = re.findall(r"pip install --constraint /tmp/constraints.txt\s+(.*)", text)
+    assert {name.lower() for name in packages.split()} <= pinned

@@ -1,0 +1,211 @@
+"""The servers of infra/compose.yaml, started as the file says: they answer, ask for passwords, and keep secrets."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from servers.compose import INFRA, Stack
+
+pytestmark = pytest.mark.slow
+
+
+def status(url: str, user: str | None = None, password: str = "", method: str = "GET", body: object = None) -> int:
+    """The status of a request."""
+    request = urllib.request.Request(url, method=method)
+    if user is not None:
+        request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
+    if body is not None:
+        request.data = json.dumps(body).encode()
+        request.add_header("Content-Type", "application/json")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_every_health_check_of_the_file_passes(servers: Stack) -> None:
+    for name in servers.services:
+        if "healthcheck" in servers.services[name]:
+            servers.await_health(name)
+
+
+def test_both_servers_ask_for_a_password(servers: Stack) -> None:
+    mlflow = f"{servers.mlflow_uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    prefect = f"{servers.prefect_url}/version"
+    user, _, password = servers.secret("prefect_auth").partition(":")
+    assert status(mlflow) == status(mlflow, "pipeline", "wrong") == status(mlflow, "admin", "password1234") == 401
+    assert status(mlflow, "pipeline", servers.secret("mlflow_pipeline_password")) == 200
+    assert status(prefect) == status(prefect, user, "wrong") == 401
+    assert status(prefect, user, password) == 200
+
+
+def test_a_user_changes_only_what_is_theirs(servers: Stack) -> None:
+    api = f"{servers.mlflow_uri}/api/2.0/mlflow"
+    pipeline = ("pipeline", servers.secret("mlflow_pipeline_password"))
+    admin = ("admin", servers.secret("mlflow_admin_password"))
+    reader = {"username": "reader", "password": "a password of a reader"}
+    assert status(f"{api}/users/create", *pipeline, "POST", reader) == 403
+    assert status(f"{api}/users/create", *admin, "POST", reader) == 200
+    assert status(f"{api}/registered-models/create", *pipeline, "POST", {"name": "purecc-theirs"}) == 200
+    alias = {"name": "purecc-theirs", "alias": "champion", "version": "1"}
+    someone = (reader["username"], reader["password"])
+    assert status(f"{api}/registered-models/get?name=purecc-theirs", *someone) == 200
+    assert status(f"{api}/registered-models/alias", *someone, "POST", alias) == 403
+    assert status(f"{api}/registered-models/delete", *someone, "DELETE", {"name": "purecc-theirs"}) == 403
+
+
+def test_the_databases_belong_to_roles_that_are_no_superusers(servers: Stack) -> None:
+    roles = servers.postgres.psql(
+        "SELECT rolname, rolsuper, rolcreaterole FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1"
+    )
+    assert roles.splitlines() == ["mlflow|f|f", "postgres|t|t", "prefect|f|f"]
+    other = {**os.environ, "PGPASSWORD": servers.secret("mlflow_database_password")}
+    address = f"postgresql://mlflow@127.0.0.1:{servers.ports['postgres']}/prefect"
+    refused = subprocess.run(
+        ["psql", address, "--command", "SELECT 1"],
+        env={**other, "PATH": servers.postgres.superuser["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "permission denied for database" in refused.stderr
+
+
+def test_no_secret_stands_in_a_log_or_a_command_line(servers: Stack) -> None:
+    secrets = {file.name: file.read_text() for file in servers.secrets.iterdir() if file.name != "s3_access_key"}
+    secrets["prefect_password"] = secrets["prefect_auth"].partition(":")[2]
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        assert [name for name, value in secrets.items() if value in line] == []
+    for service, log in servers.logs().items():
+        assert [name for name, value in secrets.items() if value in log] == [], service
+    log = (servers.postgres.folder / "log").read_text()
+    assert [name for name, value in secrets.items() if value in log] == []
+
+
+def test_events_and_leases_go_through_redis(servers: Stack) -> None:
+    if shutil.which("redis-cli") is None:
+        pytest.skip("no redis-cli: apt-get install redis-tools")
+    keys = ["redis-cli", "-p", str(servers.ports["redis"]), "--scan"]
+    deadline = time.monotonic() + 60
+    while not (found := subprocess.run(keys, capture_output=True, text=True, check=True).stdout.split()):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert found
+
+
+def test_a_second_run_of_the_one_shot_services_changes_nothing(servers: Stack) -> None:
+    for service in ("bucket", "mlflow-user", "prefect-database"):
+        done = subprocess.run(
+            servers.command(service),
+            env=servers.environment(service),
+            cwd=servers.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    mlflow = f"{servers.mlflow_uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    assert status(mlflow, "pipeline", servers.secret("mlflow_pipeline_password")) == 200
+
+
+def test_the_proxy_speaks_tls_and_lets_through_what_is_named(servers: Stack) -> None:
+    servers.start("proxy")
+    authority = servers.folder / "certificates" / "caddy" / "pki" / "authorities" / "local" / "root.crt"
+    deadline = time.monotonic() + 60
+    while not authority.is_file():
+        assert time.monotonic() < deadline, servers.log("proxy")
+        time.sleep(0.2)
+    context = ssl.create_default_context(cafile=str(authority))
+
+    def get(host: str, path: str, name: str | None = None) -> http.client.HTTPResponse:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                plain = socket.create_connection(("127.0.0.1", servers.ports["HTTPS_PORT"]), timeout=30)
+                tunnel = context.wrap_socket(plain, server_hostname=host)
+                break
+            except (ConnectionError, ssl.SSLError):
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        connection = http.client.HTTPConnection(host)
+        connection.sock = tunnel
+        connection.request("GET", path, headers={"Host": name or host})
+        return connection.getresponse()
+
+    answer = get("mlflow.localhost", "/health")
+    assert answer.status == 200
+    assert answer.getheader("Strict-Transport-Security")
+    assert get("mlflow.localhost", "/api/2.0/mlflow/experiments/get?experiment_id=0").status == 401
+    assert get("prefect.localhost", "/api/health").status == 200
+    assert get("prefect.localhost", "/api/version").status == 401
+    # what the proxy does not know goes nowhere, and MLflow refuses names that are not its own
+    assert get("mlflow.localhost", "/api/health", name="evil.example").status in (200, 400, 421)
+    assert b"mlflow" not in get("mlflow.localhost", "/", name="evil.example").read().lower()
+    request = urllib.request.Request(f"{servers.mlflow_uri}/api/2.0/mlflow/experiments/get?experiment_id=0")
+    request.add_header("Host", "evil.example")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=30)
+    assert refused.value.code == 403
+
+
+def test_a_server_without_its_secret_does_not_start(servers: Stack) -> None:
+    environment = {**servers.environment("mlflow"), "SECRETS": str(INFRA / "servers")}
+    environment["MLFLOW_AUTH_ADMIN_PASSWORD_FILE"] = str(INFRA / "servers" / "nothing")
+    done = subprocess.run(
+        servers.command("mlflow"),
+        env=environment,
+        cwd=servers.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "MLFLOW_AUTH_ADMIN_PASSWORD_FILE" in done.stderr
+
+
+def test_doctor_knows_these_servers(servers: Stack, project: Path) -> None:
+    def doctor(**changes: str) -> dict[str, dict[str, str]]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))}
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.cli", "doctor", "--json"],
+            env={**kept, "PURECC_HOME": str(project), **servers.client_environment(), **changes},
+            cwd=project,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert not any(
+            servers.secret(name) in done.stdout + done.stderr for name in ("mlflow_pipeline_password", "prefect_auth")
+        )
+        return {check["name"]: check for check in json.loads(done.stdout)}
+
+    checks = doctor()
+    for name, user in (("tracking", "pipeline"), ("orchestration", "purecc")):
+        assert checks[name]["ok"], checks[name]
+        assert "version" in checks[name]["detail"]
+        assert user in checks[name]["detail"]
+    wrong = doctor(MLFLOW_TRACKING_PASSWORD="a wrong one", PREFECT_API_AUTH_STRING="purecc:a wrong one")
+    assert not wrong["tracking"]["ok"]
+    assert "MLFLOW_TRACKING_PASSWORD" in wrong["tracking"]["mend"]
+    assert not wrong["orchestration"]["ok"]
+    assert "PREFECT_API_AUTH_STRING" in wrong["orchestration"]["mend"]
+    anonymous = doctor(MLFLOW_TRACKING_USERNAME="", MLFLOW_TRACKING_PASSWORD="", PREFECT_API_AUTH_STRING="")
+    assert not anonymous["tracking"]["ok"]
+    assert not anonymous["orchestration"]["ok"]
