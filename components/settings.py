@@ -73,6 +73,15 @@ class Gate(Settings):
     better: Literal["higher", "lower"] = "higher"
 
 
+class ContinualSettings(Settings):
+    """A run over many concepts."""
+
+    quarantine_after: int = Field(3, ge=1, description="failed runs with the same data and profile")
+    minimum_success: float = Field(0.5, ge=0, le=1, description="share of concepts below which the whole run failed")
+    wall_clock_seconds: float | None = Field(None, gt=0, description="after it no new concept is begun")
+    gpu_seconds: float | None = Field(None, gt=0, description="seconds x GPUs; after it no new concept is begun")
+
+
 class ConceptSettings(Settings):
     """What a concept folder has to satisfy beyond its schema."""
 
@@ -94,6 +103,7 @@ class Profile(Settings):
     learning: LearningSettings
     evaluation: EvaluationSettings
     gates: dict[str, Gate]
+    continual: ContinualSettings = ContinualSettings()
 
     def digest(self, *sections: str) -> str:
         """Digest of the named sections (all, if none is named): what a cached stage depends on."""

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from components.backbones import base_folder
 from components.concepts.concept import Concept, fingerprint, load_concept
 from components.files import digest_of, sha256_file, write_json
+from components.planning import Inputs
 from components.provenance import CodeVersion, code_version
 from components.settings import Profile, load_profile, project_root
 from components.tracking.registry import content_digest
@@ -20,6 +21,7 @@ from flows.stages import Stage
 # Raise the number of a stage when a change of code changes what it makes from the same inputs.
 VERSIONS = {"validation": 1, "extractor": 1, "pure-learning": 1, "evaluation": 2, "measurement": 1}
 
+_OPEN = "of the stage before"
 _WHERE = {"path", "revision", "device"}  # of the base: its fingerprint counts instead
 
 
@@ -52,6 +54,14 @@ class Job:
     @property
     def trains_extractor(self) -> bool:
         return self.profile.learning.has_extractor
+
+    @functools.cached_property
+    def inputs(self) -> Inputs:
+        """What the outcome depends on, known before anything runs: the key by which unchanged work is recognised."""
+        extractor = [self.extractor()] if self.trains_extractor else []
+        stages = [self.validation(), *extractor, self.pure(_OPEN if extractor else None), self.evaluation(_OPEN)]
+        gates = {metric: gate.model_dump(mode="json") for metric, gate in self.profile.gates.items()}
+        return Inputs.of_stages(self.name, {stage.name: stage.inputs for stage in stages}, gates)
 
     def validation(self) -> Stage:
         return self._stage("validation", {"data": self.data, "concepts": _dump(self.profile.concepts)})
