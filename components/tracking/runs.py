@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from components.errors import PureCCError
+from components.tracking import liveness
 from components.tracking.store import Store
 
 logger = logging.getLogger(__name__)
@@ -142,14 +143,15 @@ def run(
     """A run of the experiment `purecc/<concept>`: FINISHED on leaving, FAILED on an error, KILLED on an interrupt."""
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
 
-    all_tags = {MLFLOW_SOURCE_NAME: "purecc", MLFLOW_SOURCE_TYPE: "LOCAL", **(tags or {})}
+    all_tags = {MLFLOW_SOURCE_NAME: "purecc", MLFLOW_SOURCE_TYPE: "LOCAL", **liveness.tags(), **(tags or {})}
     if parent is not None:
         all_tags[MLFLOW_PARENT_RUN_ID] = parent
     created = store.client.create_run(store.experiment(concept), run_name=name, tags=all_tags)
     tracker = RunTracker(store, created.info.run_id, replay=replay)
     try:
-        yield tracker
-        tracker.close()
+        with liveness.heartbeat(store, tracker.run_id):
+            yield tracker
+            tracker.close()
     except BaseException as error:
         tracker.flush()
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
