@@ -89,12 +89,14 @@ class Decision:
 
     Attributes:
         version: the version that is reused or retired.
+        refused: the version that is reused is one that its gates refused.
     """
 
     name: str
     action: Action
     reason: str
     version: int | None = None
+    refused: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "action": self.action, "reason": self.reason}
@@ -136,7 +138,7 @@ def _settled(name: str, version: Registered, champion: Registered | None) -> Dec
     against = champion.tags.get("adapter/digest", "") if champion is not None else ""
     if version.status == "refused" and version.tags.get("gate/against", "") == against:
         reason = f"{facts}, which is refused: {version.tags.get('gate/refused', '')}"
-        return Decision(name, "reuse", reason, version.number)
+        return Decision(name, "reuse", reason, version.number, refused=True)
     return None
 
 

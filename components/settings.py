@@ -80,6 +80,16 @@ class ContinualSettings(Settings):
     minimum_success: float = Field(0.5, ge=0, le=1, description="share of concepts below which the whole run failed")
     wall_clock_seconds: float | None = Field(None, gt=0, description="after it no new concept is begun")
     gpu_seconds: float | None = Field(None, gt=0, description="seconds x GPUs; after it no new concept is begun")
+    compose: Literal["merge", "fusion", "switch", "composite"] = Field(
+        "merge", description="how champions act together"
+    )
+    images: int = Field(4, ge=1, description="pictures per prompt of the check of all champions together")
+    maximum_pairs: int = Field(24, ge=0, description="pairs that are checked, besides all together")
+    maximum_loss: float | None = Field(None, ge=0, description="likeness that a concept may lose in company")
+    maximum_bleed: float | None = Field(None, ge=0, description="likeness to another concept that one may gain")
+    earlier: Literal["fold", "stack"] = Field("fold", description="sequential: how the concepts before are there")
+    metric: str = Field("fidelity/dino", description="sequential: R[i, j], the metric of concept j after learning i")
+    maximum_forgetting: float | None = Field(None, ge=0, description="sequential: of the worst concept")
 
 
 class ConceptSettings(Settings):

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from flows.cli_options import DEFAULT_PROFILE, Json, ProfileName, Set
-from flows.console import arguments, command, stdout
+from flows.console import FAILED, arguments, command, relative, stdout
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAMES]...", help="default: every concept of the project")]
+
+Mode = Annotated[
+    Literal["independent", "sequential"],
+    typer.Option(help="each on the pristine base, or each on the model that has those before"),
+]
+Workers = Annotated[
+    bool, typer.Option("--workers", help="one flow run per concept, by the deployment `customize` and its work pool")
+]
 
 _COLOURS = {"train": "yellow", "reuse": "green", "retire": "magenta", "quarantined": "bold red"}
 
@@ -30,6 +39,54 @@ def plan(
             decisions = make_plan(profile, overrides or [], names or None)
         facts = [decision.to_json() for decision in decisions]
         output.result(facts, lambda: show_plan(facts))
+
+
+def continual(
+    names: Names = None,
+    mode: Mode = "independent",
+    workers: Workers = False,
+    profile: ProfileName = DEFAULT_PROFILE,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Bring every concept to the state that data and profile ask for; check them together; pin them as a bundle."""
+    with command(as_json) as output:
+        from components.settings import load_profile, project_root
+
+        with arguments():
+            root = project_root()
+            load_profile(profile, overrides or [])
+        from flows import start
+
+        dispatch = "workers" if workers else "process"
+        facts = start.continual(names or None, profile, overrides or [], mode=mode, dispatch=dispatch)
+        output.result(facts, lambda: show_summary(facts, root))
+        if facts["state"] != "completed":
+            raise typer.Exit(FAILED)
+
+
+def show_summary(facts: dict[str, Any], root: Path) -> None:
+    """Print the end of a run for a person."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "status", "version", "seconds", "reason"):
+        table.add_column(column)
+    for row in facts["concepts"]:
+        colour = {"failed": "bold red", "refused": "bold red", "quarantined": "red", "left": "yellow"}.get(
+            row["status"], "green"
+        )
+        seconds = f"{row['seconds']:.0f}" if row["seconds"] else "-"
+        version = str(row["version"] or "-")
+        table.add_row(escape(row["name"]), f"[{colour}]{row['status']}[/]", version, seconds, escape(row["reason"]))
+    stdout.print(table)
+    for key, value in (facts["checks"].get("metrics") or {}).items():
+        stdout.print(f"{key:32} {value:.4g}" if value is not None else f"{key:32} -", highlight=False)
+    if facts["bundle"]:
+        bundle = facts["bundle"]
+        stdout.print(f"bundle   purecc-bundle version {bundle['version']}, {bundle['status']}", highlight=False)
+    if facts["report"]:
+        stdout.print(f"report   {escape(relative(facts['report'], root))}", soft_wrap=True, highlight=False)
+    colour = "green" if facts["state"] == "completed" else "red"
+    stdout.print(f"[bold {colour}]{escape(facts['message'])}[/]", soft_wrap=True, highlight=False)
 
 
 def show_plan(plan: list[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from components.concepts.pointer import DATA, POINTER
 from components.errors import InvalidInput
 from components.planning import Decision, Failures
 from components.settings import Profile, load_profile, project_root
-from components.tracking import registry
+from components.tracking import bundles, registry
 from components.tracking.failures import failures
 from components.tracking.store import Store, is_empty, open_store
 from flows.console import WrongUse
@@ -42,7 +42,9 @@ def make_plan(profile: str, overrides: Sequence[str] = (), names: Sequence[str] 
     here = {folder.name for folder in list_concepts(root / DATA / data_versions.CONCEPTS)}
     registered = registry.list_models(store) if store is not None else {}
     champions = {
-        name: aliases[registry.CHAMPION] for name, aliases in registered.items() if registry.CHAMPION in aliases
+        name: aliases[registry.CHAMPION]
+        for name, aliases in registered.items()
+        if registry.CHAMPION in aliases and name != bundles.NAME
     }
     retired = planning.retirements(recorded | here, champions)
     if names is None:

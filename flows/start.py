@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from components import planning
 from components.benchmark.plan import Plan
-from components.settings import project_root
+from components.settings import load_profile, project_root
 from components.tracking import promotion, registry
 from components.tracking.registry import content_digest
 from components.tracking.store import is_empty, open_store
@@ -53,6 +54,45 @@ def benchmark(title: str, plan: Plan, target: Path, *, workers: int, facts: dict
         with connected(server):
             flow = flow.with_options(task_runner=cells_at_once(workers))
             return flow(title, plan.model_dump(mode="json"), str(target.resolve()), facts)
+
+
+def continual(
+    names: Sequence[str] | None,
+    profile: str,
+    overrides: Sequence[str] = (),
+    *,
+    mode: Literal["independent", "sequential"] = "independent",
+    dispatch: Literal["process", "workers"] = "process",
+) -> dict[str, Any]:
+    """Run over many concepts; where there is nothing to do, say so at once.
+
+    Returns:
+        the `RunSummary`, as JSON, also of a run that failed.
+
+    Raises:
+        WrongUse: a name that is not known.
+        AlreadyRunning: another such run is under way.
+    """
+    from flows import concept_runs, together
+    from flows.plan import make_plan
+    from flows.run_summary import RunFailed, RunSummary
+
+    root = project_root()
+    plan = make_plan(profile, overrides, names)
+    if mode == "independent" and not planning.to_do(plan) and not is_empty(root):
+        results = [concept_runs.settle(decision) for decision in plan]
+        if (known := together.known(results, profile, overrides, open_store(root))) is not None:
+            settings = load_profile(profile, overrides)
+            return RunSummary(mode, results, settings.continual.minimum_success, *known).to_json()
+    with prefect_server(root) as server:
+        from flows.continual import continual as flow
+
+        with connected(server):
+            try:
+                facts: dict[str, Any] = flow(names, profile, list(overrides), mode, dispatch)
+            except RunFailed as failed:
+                return dict(failed.summary)
+            return facts
 
 
 def fetch_data(root: Path, name: str) -> None:

@@ -56,6 +56,7 @@ PROMPTS = {
     "name": "micro",
     "categories": {
         "background": [{"template": "a {concept} on the left, snow background"}],
+        "style": [{"template": "a star{style}"}],
         "without": [{"template": "a red circle on the right, grass background"}],
     },
 }
@@ -73,12 +74,17 @@ def _evaluators() -> Any:
     return module
 
 
-def build(root: Path, family: Path) -> None:
-    """Make the project in the empty folder `root`."""
+def build(root: Path, family: Path, concepts: dict[str, str] | None = None) -> None:
+    """Make the project in the empty folder `root`.
+
+    Args:
+        concepts: name -> class word; `style` makes a style.
+    """
     from components.concepts import versions
     from components.concepts.store import add_concept
     from components.settings import ConceptSettings
 
+    concepts = concepts or {"spotted_star": "star"}
     (root / "profiles" / "prompts").mkdir(parents=True)
     shutil.copy(REPOSITORY / "pyproject.toml", root)
     (root / ".gitignore").write_text("/.purecc/\n/mlruns/\n/data/\n")
@@ -96,14 +102,17 @@ def build(root: Path, family: Path) -> None:
     git = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.com"]
     subprocess.run([*git, "init", "-q"], check=True)
     versions.init(root)
-    add_concept(
-        root / "data" / "concepts",
-        "spotted_star",
-        class_word="star",
-        images=sorted(photos.iterdir()),
-        settings=ConceptSettings(),
-        texts=["a [V] star on the left, brick background"] * 3,
-    )
+    for name, class_word in concepts.items():
+        style = class_word == "style"
+        add_concept(
+            root / "data" / "concepts",
+            name,
+            class_word=class_word,
+            kind="style" if style else "instance",
+            images=sorted(photos.iterdir()),
+            settings=ConceptSettings(),
+            texts=["a star, in [V] style" if style else f"a [V] {class_word} on the left, brick background"] * 3,
+        )
     shutil.rmtree(photos)
     versions.add(root)
     subprocess.run([*git, "add", "."], check=True)
