@@ -40,6 +40,7 @@ app.add_typer(cli_models.app, name="models")
 app.command()(cli_benchmark.benchmark)
 app.command()(cli_continual.plan)
 app.command()(cli_continual.continual)
+app.command()(cli_continual.retrain)
 
 
 @app.command()

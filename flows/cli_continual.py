@@ -10,13 +10,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.cli_options import DEFAULT_PROFILE, Json, ProfileName, Set
-from flows.console import FAILED, arguments, command, relative, stdout
+from flows.console import FAILED, arguments, command, relative, stderr, stdout
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="[NAMES]...", help="default: every concept of the project")]
 
 Mode = Annotated[
     Literal["independent", "sequential"],
     typer.Option(help="each on the pristine base, or each on the model that has those before"),
+]
+Since = Annotated[
+    str | None, typer.Option("--since", metavar="REV", help="only what changed since this commit, branch or tag")
 ]
 Workers = Annotated[
     bool, typer.Option("--workers", help="one flow run per concept, by the deployment `customize` and its work pool")
@@ -27,6 +30,7 @@ _COLOURS = {"train": "yellow", "reuse": "green", "retire": "magenta", "quarantin
 
 def plan(
     names: Names = None,
+    since: Since = None,
     profile: ProfileName = DEFAULT_PROFILE,
     overrides: Set = None,
     as_json: Json = False,
@@ -36,7 +40,10 @@ def plan(
         with arguments():
             from flows.plan import make_plan
 
-            decisions = make_plan(profile, overrides or [], names or None)
+            wanted = names or None
+            if since is not None:
+                wanted = _changed_since(since, wanted, profile, overrides or [])
+            decisions = make_plan(profile, overrides or [], wanted)
         facts = [decision.to_json() for decision in decisions]
         output.result(facts, lambda: show_plan(facts))
 
@@ -63,6 +70,50 @@ def continual(
         output.result(facts, lambda: show_summary(facts, root))
         if facts["state"] != "completed":
             raise typer.Exit(FAILED)
+
+
+def retrain(
+    since: Annotated[str, typer.Option(metavar="REV", help="a commit, branch or tag; a shallow clone fetches it")],
+    mode: Mode = "independent",
+    workers: Workers = False,
+    deployment: Annotated[
+        bool,
+        typer.Option("--deployment", help="only trigger the deployment `retrain` on the server, do not train here"),
+    ] = False,
+    profile: ProfileName = DEFAULT_PROFILE,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Bring what changed since a revision, data or profile, to where it should be."""
+    with command(as_json) as output:
+        from components import revisions
+        from components.settings import project_root
+
+        with arguments():
+            root = project_root()
+            commit = revisions.resolve(root, since)
+            wanted = _changed_since(commit, None, profile, overrides or [])
+        from flows import start
+
+        dispatch = "workers" if workers else "process"
+        if deployment:
+            facts = start.trigger_retrain(commit, profile, overrides or [], mode, dispatch)
+            output.result(facts, lambda: stdout.print(f"triggered {facts['deployment']}: {facts['flow_run']}"))
+            return
+        facts = start.continual(wanted, profile, overrides or [], mode=mode, dispatch=dispatch)
+        output.result(facts, lambda: show_summary(facts, root))
+        if facts["state"] != "completed":
+            raise typer.Exit(FAILED)
+
+
+def _changed_since(since: str, names: list[str] | None, profile: str, overrides: list[str]) -> list[str]:
+    """The named concepts, or all, of which something changed since a revision."""
+    from components.settings import project_root
+    from flows.changes import names_since
+
+    changes, changed = names_since(project_root(), since, profile, overrides)
+    stderr.print(str(changes), style="dim", highlight=False)
+    return changed if names is None else [name for name in names if name in changed]
 
 
 def show_summary(facts: dict[str, Any], root: Path) -> None:

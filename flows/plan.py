@@ -52,7 +52,7 @@ def make_plan(profile: str, overrides: Sequence[str] = (), names: Sequence[str] 
     else:
         wanted = list(dict.fromkeys(names))
         retired = [decision for decision in retired if decision.name in wanted]
-        known = recorded | here | {decision.name for decision in retired}
+        known = recorded | here | set(registered)
         if unknown := [name for name in wanted if name not in known]:
             listed = ", ".join(sorted(recorded | here)) or "none"
             raise WrongUse(f"no concept {unknown[0]!r}: known concepts: {listed}")

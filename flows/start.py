@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from components import planning
 from components.benchmark.plan import Plan
+from components.errors import InvalidInput
 from components.settings import load_profile, project_root
 from components.tracking import promotion, registry
 from components.tracking.registry import content_digest
 from components.tracking.store import is_empty, open_store
 from flows import stages
 from flows.console import stderr
-from flows.engine import connected, prefect_server
+from flows.engine import connected, prefect_server, prepare_environment
 from flows.job import Job, load_job
 from flows.outcome import GatesRefused, Outcome
 
@@ -79,9 +81,11 @@ def continual(
 
     root = project_root()
     plan = make_plan(profile, overrides, names)
-    if mode == "independent" and not planning.to_do(plan) and not is_empty(root):
+    if mode == "independent" and not planning.to_do(plan):
         results = [concept_runs.settle(decision) for decision in plan]
-        if (known := together.known(results, profile, overrides, open_store(root))) is not None:
+        nothing: tuple[dict[str, Any], None] = {}, None
+        known = nothing if is_empty(root) else together.known(results, profile, overrides, open_store(root))
+        if known is not None:
             settings = load_profile(profile, overrides)
             return RunSummary(mode, results, settings.continual.minimum_success, *known).to_json()
     with prefect_server(root) as server:
@@ -93,6 +97,30 @@ def continual(
             except RunFailed as failed:
                 return dict(failed.summary)
             return facts
+
+
+def trigger_retrain(since: str, profile: str, overrides: Sequence[str], mode: str, dispatch: str) -> dict[str, Any]:
+    """Ask the server that `PREFECT_API_URL` names to run the deployment `retrain/retrain`; does not wait for it.
+
+    Raises:
+        InvalidInput: no server is named, or it has no such deployment.
+    """
+    if not os.environ.get("PREFECT_API_URL"):
+        mend = "set it to the server's address, or leave out --deployment to train here"
+        raise InvalidInput("no server to trigger", field="PREFECT_API_URL", mend=mend)
+    prepare_environment(project_root())
+    from prefect.deployments import run_deployment
+    from prefect.exceptions import ObjectNotFound
+
+    parameters = {"since": since, "profile": profile, "overrides": list(overrides), "mode": mode, "dispatch": dispatch}
+    try:
+        run = run_deployment("retrain/retrain", parameters=parameters, timeout=0)
+    except ObjectNotFound as error:
+        mend = "deploy it: prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml"
+        raise InvalidInput(
+            "the server has no deployment retrain/retrain", field="PREFECT_API_URL", mend=mend
+        ) from error
+    return {"deployment": "retrain/retrain", "flow_run": str(run.id), "name": run.name, "since": since}
 
 
 def fetch_data(root: Path, name: str) -> None:
