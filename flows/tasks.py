@@ -32,12 +32,8 @@ def transient(task: Any, run: Any, state: Any) -> bool:
     """Whether a failed task may be tried again: never what we raise on purpose, that would fail again."""
     try:
         state.result()
-    except PureCCError:
-        return False
-    except (OSError, TimeoutError):
-        return True
-    except Exception as error:  # noqa: BLE001  (a server's passing failure, by name: MLflow is not imported here)
-        return type(error).__name__ in {"RestException", "OperationalError"}
+    except Exception as error:  # noqa: BLE001  (whatever it was)
+        return runs.is_transient(error)
     return False
 
 

@@ -22,6 +22,17 @@ _VALUE_LIMIT = 6000  # characters of a parameter's value
 _DIGEST_LIMIT = 36  # characters of a dataset's digest
 
 
+TRANSIENT = "error/transient"
+_PASSING = {"RestException", "OperationalError"}  # of a server or a database; by name, their libraries stay unloaded
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an error is of the surroundings (disk, network, a server) and says nothing about the work itself."""
+    if isinstance(error, PureCCError):
+        return False
+    return isinstance(error, OSError | TimeoutError) or type(error).__name__ in _PASSING
+
+
 class RunTracker:
     """Writes the metrics of one run, many steps per call.
 
@@ -157,6 +168,7 @@ def run(
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with contextlib.suppress(Exception):  # the first error is the one to show
             store.client.set_tag(tracker.run_id, "error", str(error)[:_VALUE_LIMIT])
+            store.client.set_tag(tracker.run_id, TRANSIENT, str(is_transient(error)).lower())
             store.client.set_terminated(tracker.run_id, status)
         raise
     store.client.set_terminated(tracker.run_id, "FINISHED")
