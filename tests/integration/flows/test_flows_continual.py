@@ -141,6 +141,27 @@ def test_a_concept_whose_data_is_gone_is_retired_and_comes_back(several: Any) ->
     assert [(row["name"], row["status"], row["version"]) for row in done.json["concepts"]] == [("ball", "promoted", 1)]
 
 
+def test_the_tables_of_the_workflows(several: Any, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from flows.ci import app
+
+    change_text(several.root, "dwarf", "brick", "snow")
+    change_text(several.root, "ball", "brick", "snow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PURECC_HOME", str(several.root))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        table, gates = tmp_path / "validation.md", tmp_path / "gates.md"
+        judged = ["validation", "--profile", "micro", "--out", str(table), "--since"]
+        assert CliRunner().invoke(app, [*judged, "HEAD~1"]).exit_code == 0
+        assert "| ball | modified | valid |" in table.read_text()
+        assert "dwarf" not in table.read_text()
+        assert CliRunner().invoke(app, [*judged, "HEAD~2"]).exit_code == 1  # its pictures are too small
+        assert "| dwarf | modified | not valid |" in table.read_text()
+        assert CliRunner().invoke(app, ["gates", "ball", "1", "--out", str(gates)]).exit_code == 0
+        assert "fidelity/clip&#95;i" in gates.read_text()
+
+
 def test_data_that_is_wrong_is_a_line_of_the_plan(several: Any) -> None:
     (several.root / "data" / "concepts" / "ball" / "concept.yaml").write_text("name: [")
     rows = {row["name"]: row for row in several.purecc("plan", *MICRO).json}
@@ -150,11 +171,13 @@ def test_data_that_is_wrong_is_a_line_of_the_plan(several: Any) -> None:
     assert several.purecc("plan", "nothing", *MICRO).code == 2
 
 
-def test_a_cap_leaves_the_rest_for_the_next_run(several: Any) -> None:
-    caps = ("--set", "continual.wall_clock_seconds=0.001", "--set", "seed=5")
-    done = several.purecc("continual", "ball", "wash", *MICRO, *caps)
-    assert {row["status"] for row in done.json["concepts"]} == {"left"}
-    assert registry.aliases(open_store(several.root), "ball")["champion"] == 1
+def test_a_cap_begins_nothing_new_and_the_next_run_goes_on(several: Any) -> None:
+    seed = ("--set", "seed=5")
+    done = several.purecc("continual", "ball", "wash", *MICRO, *seed, "--set", "continual.wall_clock_seconds=0.001")
+    assert {row["name"]: row["status"] for row in done.json["concepts"]} == {"ball": "promoted", "wash": "left"}
+    assert done.json["bundle"] is not None  # what was begun is finished
+    plan = several.purecc("plan", "ball", "wash", *MICRO, *seed).json
+    assert {row["name"]: row["action"] for row in plan} == {"ball": "reuse", "wash": "train"}
 
 
 def test_concepts_learned_one_after_the_other(several: Any) -> None:
