@@ -65,8 +65,9 @@ def continual(
             load_profile(profile, overrides or [])
         from flows import start
 
-        dispatch = "workers" if workers else "process"
-        facts = start.continual(names or None, profile, overrides or [], mode=mode, dispatch=dispatch)
+        facts = start.continual(
+            names or None, profile, overrides or [], mode=mode, dispatch="workers" if workers else "process"
+        )
         output.result(facts, lambda: show_summary(facts, root))
         if facts["state"] != "completed":
             raise typer.Exit(FAILED)
@@ -95,7 +96,7 @@ def retrain(
             wanted = _changed_since(commit, None, profile, overrides or [])
         from flows import start
 
-        dispatch = "workers" if workers else "process"
+        dispatch: Literal["process", "workers"] = "workers" if workers else "process"
         if deployment:
             facts = start.trigger_retrain(commit, profile, overrides or [], mode, dispatch)
             output.result(facts, lambda: stdout.print(f"triggered {facts['deployment']}: {facts['flow_run']}"))

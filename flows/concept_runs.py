@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from components.errors import PureCCError
@@ -23,7 +23,7 @@ from flows.console import stderr
 from flows.job import load_job
 from flows.outcome import GatesRefused
 from flows.plan import decide
-from flows.run_summary import ConceptResult
+from flows.run_summary import ConceptResult, Status
 
 logger = logging.getLogger(__name__)
 
@@ -107,21 +107,20 @@ def _here(name: str, profile: str, overrides: Sequence[str], budget: Budget) -> 
     seconds = time.monotonic() - begun
     gpu_seconds = seconds * gpus()
     budget.gpu_seconds += gpu_seconds
-    spent = {"seconds": seconds, "gpu_seconds": gpu_seconds}
     if isinstance(found, BaseException):
-        result = _unsuccessful(name, found, spent)
+        result = replace(_unsuccessful(name, found), seconds=seconds, gpu_seconds=gpu_seconds)
         del found, state
         _free_memory()
         return result
-    return ConceptResult(name, "promoted", str(found["reason"]), found["version"], **spent)
+    return ConceptResult(name, "promoted", str(found["reason"]), found["version"], seconds, gpu_seconds)
 
 
-def _unsuccessful(name: str, error: BaseException, spent: dict[str, float]) -> ConceptResult:
+def _unsuccessful(name: str, error: BaseException) -> ConceptResult:
     if isinstance(error, GatesRefused):
-        return ConceptResult(name, "refused", error.outcome.reason, error.outcome.version, **spent)
+        return ConceptResult(name, "refused", error.outcome.reason, error.outcome.version)
     reason = str(error) if isinstance(error, PureCCError) else f"{type(error).__name__}: {error}"
     logger.warning("%s failed, the others go on: %s", name, reason)
-    return ConceptResult(name, "failed", reason, **spent)
+    return ConceptResult(name, "failed", reason)
 
 
 def _free_memory() -> None:
@@ -198,11 +197,9 @@ def _cancel(client: Any, run_id: Any) -> None:
 
 def _came_to(name: str, profile: str, overrides: Sequence[str], state: Any, seconds: float) -> ConceptResult:
     root = project_root()
-    spent = {"seconds": seconds}
     decision = decide(load_job(name, profile, overrides), None if is_empty(root) else open_store(root))
     if decision.action == "reuse":
-        return ConceptResult(
-            name, "refused" if decision.refused else "promoted", decision.reason, decision.version, **spent
-        )
+        status: Status = "refused" if decision.refused else "promoted"
+        return ConceptResult(name, status, decision.reason, decision.version, seconds)
     reason = state.message or f"its flow run ended as {state.name}"
-    return ConceptResult(name, "failed", reason, **spent)
+    return ConceptResult(name, "failed", reason, seconds=seconds)

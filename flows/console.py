@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -29,6 +30,8 @@ stdout = Console()
 stderr = Console(stderr=True)
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+_LEAST_ROOM = 64 * 1024  # bytes
 
 documents = 0  # JSON documents on stdout: one command prints one
 
@@ -121,7 +124,7 @@ def _facts(error: BaseException) -> tuple[int, dict[str, Any]]:
         return code, {"title": "error:", "kind": kind, "message": error.problem, **where}
     if isinstance(error, PureCCError) or (isinstance(error, OSError) and not _disk_full(error)):
         return code, {"title": "error:", "kind": kind, "message": str(error)}
-    if _disk_full(error):
+    if _disk_full(error) or _no_room():
         mend = "make space, then run the same command again: it goes on where it stopped"
         return code, {"title": "error:", "kind": "DiskFull", "message": f"the disk is full: {error}", "mend": mend}
     details = _keep_traceback(error)
@@ -138,6 +141,15 @@ def _disk_full(error: BaseException | None) -> bool:
         if "disk is full" in str(error) or "No space left on device" in str(error):
             return True
         error = error.__cause__ or error.__context__
+    return False
+
+
+def _no_room() -> bool:
+    """Whether the project's disk is full: an error that nobody expected then comes of it, whatever it says."""
+    from components.settings import project_root
+
+    with contextlib.suppress(PureCCError, OSError):
+        return shutil.disk_usage(project_root()).free < _LEAST_ROOM
     return False
 
 

@@ -7,6 +7,7 @@ together, as a bundle.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
@@ -101,18 +102,18 @@ def _one(name: str, course: _Course, budget: Budget, record: RunRecord) -> Conce
         del course.jobs[name]
         reason = str(error) if isinstance(error, PureCCError) else f"{type(error).__name__}: {error}"
         logger.warning("%s failed, the others go on: %s", name, reason)
-        return ConceptResult(name, "failed", reason, **_spent(begun, budget))
+        return _timed(ConceptResult(name, "failed", reason), begun, budget)
     course.learned.append(learned)
     course.rows.append(row)
     what = "unchanged, the kept result is used" if reused else f"learned on top of {len(course.learned) - 1} others"
-    return ConceptResult(name, "reused" if reused else "learned", what, **_spent(begun, budget))
+    return _timed(ConceptResult(name, "reused" if reused else "learned", what), begun, budget)
 
 
-def _spent(begun: float, budget: Budget) -> dict[str, float]:
+def _timed(result: ConceptResult, begun: float, budget: Budget) -> ConceptResult:
     seconds = time.monotonic() - begun
     gpu_seconds = seconds * gpus()
     budget.gpu_seconds += gpu_seconds
-    return {"seconds": seconds, "gpu_seconds": gpu_seconds}
+    return replace(result, seconds=seconds, gpu_seconds=gpu_seconds)
 
 
 def _train(job: Job) -> tuple[Artifact, bool]:
@@ -143,7 +144,7 @@ def _row(learned: Sequence[Learned], jobs: Mapping[str, Job], record: RunRecord)
         model = _Model(learned, next(iter(jobs.values())).profile)
         for name, job in jobs.items():
             stderr.print(f"evaluating {name} after {learned[-1].name} ...", style="dim")
-            found[name] = stages.run(wanted[name], lambda work, name=name, job=job: model.evaluate(name, job, work))
+            found[name] = stages.run(wanted[name], functools.partial(model.evaluate, name, job))
     return {name: artifact.facts["metrics"] for name, artifact in found.items() if artifact is not None}
 
 
