@@ -74,6 +74,25 @@ class Gate(Settings):
     better: Literal["higher", "lower"] = "higher"
 
 
+class ContinualSettings(Settings):
+    """A run over many concepts."""
+
+    quarantine_after: int = Field(3, ge=1, description="failed runs with the same data and profile")
+    minimum_success: float = Field(0.5, ge=0, le=1, description="share of concepts below which the whole run failed")
+    wall_clock_seconds: float | None = Field(None, gt=0, description="after it no new concept is begun")
+    gpu_seconds: float | None = Field(None, gt=0, description="seconds x GPUs; after it no new concept is begun")
+    compose: Literal["merge", "fusion", "switch", "composite"] = Field(
+        "merge", description="how champions act together"
+    )
+    images: int = Field(4, ge=1, description="pictures per prompt of the check of all champions together")
+    maximum_pairs: int = Field(24, ge=0, description="pairs that are checked, besides all together")
+    maximum_loss: float | None = Field(None, ge=0, description="likeness that a concept may lose in company")
+    maximum_bleed: float | None = Field(None, ge=0, description="likeness to another concept that one may gain")
+    earlier: Literal["fold", "stack"] = Field("fold", description="sequential: how the concepts before are there")
+    metric: str = Field("fidelity/dino", description="sequential: R[i, j], the metric of concept j after learning i")
+    maximum_forgetting: float | None = Field(None, ge=0, description="sequential: of the worst concept")
+
+
 class ConceptSettings(Settings):
     """What a concept folder has to satisfy beyond its schema."""
 
@@ -95,6 +114,7 @@ class Profile(Settings):
     learning: LearningSettings
     evaluation: EvaluationSettings
     gates: dict[str, Gate]
+    continual: ContinualSettings = ContinualSettings()
 
     def digest(self, *sections: str) -> str:
         """Digest of the named sections (all, if none is named): what a cached stage depends on."""

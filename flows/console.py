@@ -6,10 +6,12 @@ Exit codes: 0 done; 1 the work ran and was refused or failed; 2 wrong use; 130 i
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -29,6 +31,8 @@ stdout = Console()
 stderr = Console(stderr=True)
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+_LEAST_ROOM = 64 * 1024  # bytes
 
 documents = 0  # JSON documents on stdout: one command prints one
 
@@ -123,10 +127,35 @@ def _facts(error: BaseException) -> tuple[int, dict[str, Any]]:
     if isinstance(error, InvalidInput):
         where = {"file": None if error.file is None else str(error.file), "field": error.field, "mend": error.mend}
         return code, {"title": "error:", "kind": kind, "message": error.problem, **where}
-    if isinstance(error, PureCCError | OSError):
+    if isinstance(error, PureCCError) or (isinstance(error, OSError) and not _disk_full(error)):
         return code, {"title": "error:", "kind": kind, "message": str(error)}
+    if _disk_full(error) or _no_room():
+        mend = "make space, then run the same command again: it goes on where it stopped"
+        return code, {"title": "error:", "kind": "DiskFull", "message": f"the disk is full: {error}", "mend": mend}
     details = _keep_traceback(error)
     return code, {"title": "internal error:", "kind": kind, "message": f"{kind}: {error}", "details": details}
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether a write found no room, wherever in the chain of causes; databases and libraries say it in words only."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if "disk is full" in str(error) or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _no_room() -> bool:
+    """Whether the project's disk is full: an error that nobody expected then comes of it, whatever it says."""
+    from components.settings import project_root
+
+    with contextlib.suppress(PureCCError, OSError):
+        return shutil.disk_usage(project_root()).free < _LEAST_ROOM
+    return False
 
 
 def _keep_traceback(error: BaseException) -> str | None:

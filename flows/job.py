@@ -11,16 +11,29 @@ from typing import Any, Literal
 
 from components.backbones import base_folder
 from components.concepts.concept import Concept, fingerprint, load_concept
+from components.errors import InvalidInput
 from components.files import digest_of, sha256_file, write_json
+from components.planning import Inputs
 from components.provenance import CodeVersion, code_version
 from components.settings import Profile, load_profile, project_root
+from components.tracking import bundles
 from components.tracking.registry import content_digest
 from flows.stages import Stage
 
 # Raise the number of a stage when a change of code changes what it makes from the same inputs.
 VERSIONS = {"validation": 1, "extractor": 1, "pure-learning": 1, "evaluation": 2, "measurement": 1}
 
+_OPEN = "of the stage before"
 _WHERE = {"path", "revision", "device"}  # of the base: its fingerprint counts instead
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A concept that the model has already: its adapter folder, and the digest of its content."""
+
+    name: str
+    digest: str
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class Job:
         data: SHA-256 over the concept's files.
         data_version: DVC's digest of the concept's data, and the pointer file.
         base: digest of the base model.
+        earlier: the adapters that the base has when this concept is learned, in order; none: the pristine base.
     """
 
     root: Path
@@ -40,6 +54,7 @@ class Job:
     data_version: str
     data_pointer: str
     base: str
+    earlier: tuple[Learned, ...] = ()
 
     @property
     def name(self) -> str:
@@ -52,6 +67,14 @@ class Job:
     @property
     def trains_extractor(self) -> bool:
         return self.profile.learning.has_extractor
+
+    @functools.cached_property
+    def inputs(self) -> Inputs:
+        """What the outcome depends on, known before anything runs: the key by which unchanged work is recognised."""
+        extractor = [self.extractor()] if self.trains_extractor else []
+        stages = [self.validation(), *extractor, self.pure(_OPEN if extractor else None), self.evaluation(_OPEN)]
+        gates = {metric: gate.model_dump(mode="json") for metric, gate in self.profile.gates.items()}
+        return Inputs.of_stages(self.name, {stage.name: stage.inputs for stage in stages}, gates)
 
     def validation(self) -> Stage:
         return self._stage("validation", {"data": self.data, "concepts": _dump(self.profile.concepts)})
@@ -108,7 +131,11 @@ class Job:
         learning = self.profile.learning.of_stage(stage)
         if learning.get("earlier"):  # adapter folders count by their content
             learning["earlier"] = [content_digest(self.root / folder) for folder in learning["earlier"]]
-        return {"data": self.data, "base": self._base(), "seed": self.profile.seed, "learning": learning}
+        found = {"data": self.data, "base": self._base(), "seed": self.profile.seed, "learning": learning}
+        if self.earlier:
+            digests = [learned.digest for learned in self.earlier]
+            found["on_top_of"] = {"how": self.profile.continual.earlier, "adapters": digests}
+        return found
 
     def _base(self) -> dict[str, Any]:
         settings = {key: value for key, value in _dump(self.profile.base).items() if key not in _WHERE}
@@ -129,6 +156,8 @@ def load_job(name: str, profile: str, overrides: Sequence[str] = ()) -> Job:
 
     root = project_root()
     settings = load_profile(profile, overrides)
+    if name == bundles.NAME:
+        raise InvalidInput(f"{name!r} is the name of the bundle of all champions", field="name", mend="rename it")
     folder = root / "data" / "concepts" / name
     data = fingerprint(folder)
     concept = load_concept(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -57,6 +58,7 @@ def _register(session: Session, adapter: Artifact, evaluation: Artifact) -> Vers
         "profile/digest": job.profile.digest(),
         "method/key": adapter.stage.key,
         "evaluation/key": evaluation.stage.key,
+        "evaluation/metrics": json.dumps(evaluation.facts["metrics"], separators=(",", ":")),
     }
     sampling = job.profile.evaluation.sampling.model_dump(mode="json")
     base = {"settings": job.profile.base.model_dump(mode="json"), "fingerprint": job.base, "sampling": sampling}
@@ -73,6 +75,8 @@ def _judge(
     digest = against.tags.get("adapter/digest") if against else None
     key = promotion.judgement_key(metrics, gates, digest)
     promotion.record_judgement(session.store, session.job.name, version.number, report, key=key, against=digest)
+    # Only a judged version says what it was made from: the planner and the next run take it as settled.
+    registry.set_tags(session.store, session.job.name, version.number, session.job.inputs.tags)
     return report
 
 

@@ -65,6 +65,7 @@ def open_session(job: Job) -> Iterator[Session]:
         "code/commit": job.code.commit or "none",
         "code/dirty": str(job.code.dirty).lower(),
         "seed": str(job.profile.seed),
+        **job.inputs.tags,
         **{f"library/{name}": version for name, version in library_versions().items()},
     }
     with runs.run(store, job.name, f"customize {job.name}", tags=tags) as tracker:

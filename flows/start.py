@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
+from components import planning
 from components.benchmark.plan import Plan
-from components.files import MANIFEST
-from components.settings import project_root
+from components.errors import InvalidInput
+from components.settings import load_profile, project_root
 from components.tracking import promotion, registry
 from components.tracking.registry import content_digest
-from components.tracking.store import Store, is_empty, open_store
+from components.tracking.store import is_empty, open_store
 from flows import stages
 from flows.console import stderr
-from flows.engine import connected, prefect_server
+from flows.engine import connected, prefect_server, prepare_environment
 from flows.job import Job, load_job
 from flows.outcome import GatesRefused, Outcome
-from flows.stages import Artifact
 
 
 def customize(name: str, profile: str, overrides: Sequence[str] = (), *, anew: bool = False) -> Outcome:
@@ -56,6 +58,71 @@ def benchmark(title: str, plan: Plan, target: Path, *, workers: int, facts: dict
             return flow(title, plan.model_dump(mode="json"), str(target.resolve()), facts)
 
 
+def continual(
+    names: Sequence[str] | None,
+    profile: str,
+    overrides: Sequence[str] = (),
+    *,
+    mode: Literal["independent", "sequential"] = "independent",
+    dispatch: Literal["process", "workers"] = "process",
+) -> dict[str, Any]:
+    """Run over many concepts; where there is nothing to do, say so at once.
+
+    Returns:
+        the `RunSummary`, as JSON, also of a run that failed.
+
+    Raises:
+        WrongUse: a name that is not known.
+        AlreadyRunning: another such run is under way.
+    """
+    from flows import concept_runs, together
+    from flows.plan import make_plan
+    from flows.run_summary import RunFailed, RunSummary
+
+    root = project_root()
+    plan = make_plan(profile, overrides, names)
+    if mode == "independent" and not planning.to_do(plan):
+        results = [concept_runs.settle(decision) for decision in plan]
+        nothing: tuple[dict[str, Any], None] = {}, None
+        known = nothing if is_empty(root) else together.known(results, profile, overrides, open_store(root))
+        if known is not None:
+            settings = load_profile(profile, overrides)
+            return RunSummary(mode, results, settings.continual.minimum_success, *known).to_json()
+    with prefect_server(root) as server:
+        from flows.continual import continual as flow
+
+        with connected(server):
+            try:
+                facts: dict[str, Any] = flow(names, profile, list(overrides), mode, dispatch)
+            except RunFailed as failed:
+                return dict(failed.summary)
+            return facts
+
+
+def trigger_retrain(since: str, profile: str, overrides: Sequence[str], mode: str, dispatch: str) -> dict[str, Any]:
+    """Ask the server that `PREFECT_API_URL` names to run the deployment `retrain/retrain`; does not wait for it.
+
+    Raises:
+        InvalidInput: no server is named, or it has no such deployment.
+    """
+    if not os.environ.get("PREFECT_API_URL"):
+        mend = "set it to the server's address, or leave out --deployment to train here"
+        raise InvalidInput("no server to trigger", field="PREFECT_API_URL", mend=mend)
+    prepare_environment(project_root())
+    from prefect.deployments import run_deployment
+    from prefect.exceptions import ObjectNotFound
+
+    parameters = {"since": since, "profile": profile, "overrides": list(overrides), "mode": mode, "dispatch": dispatch}
+    try:
+        run = run_deployment("retrain/retrain", parameters=parameters, timeout=0)
+    except ObjectNotFound as error:
+        mend = "deploy it: prefect --no-prompt deploy --all --prefect-file infra/prefect.yaml"
+        raise InvalidInput(
+            "the server has no deployment retrain/retrain", field="PREFECT_API_URL", mend=mend
+        ) from error
+    return {"deployment": "retrain/retrain", "flow_run": str(run.id), "name": run.name, "since": since}
+
+
 def fetch_data(root: Path, name: str) -> None:
     """Bring the data of a concept that data.dvc records and that is not here yet, as in a fresh clone.
 
@@ -74,75 +141,52 @@ def fetch_data(root: Path, name: str) -> None:
 def unchanged(job: Job) -> Outcome | None:
     """The outcome that a run would come to again, or None if there is something to do.
 
-    Every stage has to have kept its result, whole; and the registry has to hold that adapter, whole, with the judgement
-    that these gates against this champion give.
+    The registry has to hold a settled version of these inputs, whole (see `components.planning`); a stage's result that
+    is kept here has to be whole as well.
     """
     if is_empty(job.root):
         return None
-    kept = _kept(job)
-    if kept is None:
-        return None
-    adapter, evaluation = kept
     store = open_store(job.root)
-    digest = content_digest(adapter.folder / "adapter")
-    version = registry.by_digest(store, job.name, digest)
-    if version is None or version.status == "not judged":
+    decision = planning.decide(job.inputs, registry.versions(store, job.name), planning.Failures(), quarantine_after=1)
+    if decision.action != "reuse" or decision.version is None or _altered(job):
         return None
-    champion = registry.by_alias(store, job.name)
-    is_champion = champion is not None and champion.number == version.number
-    rolled_back = "promotion/rolled_back" in version.tags
-    if is_champion or rolled_back:
-        against = version.tags.get("gate/against") or None
-    else:
-        against = champion.tags.get("adapter/digest") if champion else None
-    key = promotion.judgement_key(evaluation.facts["metrics"], job.profile.gates, against)
-    if version.tags.get("gate/key") != key or not all(check.ok for check in _verified(store, version)):
+    if not all(check.ok for check in promotion.verify(store, job.name, decision.version)):
         return None
+    version = registry.version(store, job.name, decision.version)
     refused = version.status == "refused"
-    if not (is_champion or rolled_back or refused):
-        return None  # passed, but another version took its place: it is to be judged and promoted again
-    same = f"data, base, profile and method are those of version {version.number}"
-    if refused:
-        reason = version.tags.get("gate/refused", "")
-    elif is_champion:
-        reason = f"nothing to do: {same}, the champion"
-    else:
-        mend = f"`purecc models promote {job.name} {version.number}` brings it back"
-        reason = f"nothing to do: {same}, which was rolled back from ({mend})"
     run = version.tags.get("run")
     report = job.root / ".purecc" / "reports" / job.name / f"{run}.html"
     return Outcome(
         name=job.name,
         status="unchanged",
         version=version.number,
-        champion=champion.number if champion else None,
-        reason=reason,
+        champion=registry.aliases(store, job.name).get(registry.CHAMPION),
+        reason=version.tags.get("gate/refused", "") if refused else f"nothing to do: {decision.reason}",
         run=run,
         report=str(report) if report.is_file() else None,
         profile=job.profile.name,
         gates=json.loads(version.tags.get("gate/table", "[]")),
-        metrics=evaluation.facts["metrics"],
+        metrics=json.loads(version.tags.get("evaluation/metrics", "{}")),
         reused=["validation", *(["extractor"] if job.trains_extractor else []), "pure-learning", "evaluation"],
         refused=refused,
     )
 
 
-def _verified(store: Store, version: registry.Version) -> list[promotion.Check]:
-    return promotion.verify(store, version.concept, version.number)
-
-
-def _kept(job: Job) -> tuple[Artifact, Artifact] | None:
-    """The kept results of stage 2 and of the evaluation, if those of all stages are whole."""
-    if stages.find(job.validation()) is None:
-        return None
+def _altered(job: Job) -> bool:
+    """Whether the kept result of a stage is there and not whole; one that is not there is none that is missed."""
+    first = [job.validation(), *([job.extractor()] if job.trains_extractor else [])]
+    if any(stage.folder.is_dir() and stages.find(stage) is None for stage in first):
+        return True
     parent = None
     if job.trains_extractor:
-        extractor = stages.find(job.extractor())
-        if extractor is None or not (extractor.folder / "adapter" / MANIFEST).is_file():
-            return None
-        parent = content_digest(extractor.folder / "adapter")
-    adapter = stages.find(job.pure(parent))
-    if adapter is None:
-        return None
-    evaluation = stages.find(job.evaluation(content_digest(adapter.folder / "adapter")))
-    return None if evaluation is None else (adapter, evaluation)
+        adapter = job.extractor().folder / "adapter"
+        if not adapter.is_dir():
+            return False
+        parent = content_digest(adapter)
+    pure = job.pure(parent)
+    if not pure.folder.is_dir():
+        return False
+    if stages.find(pure) is None:
+        return True
+    evaluation = job.evaluation(content_digest(pure.folder / "adapter"))
+    return evaluation.folder.is_dir() and stages.find(evaluation) is None

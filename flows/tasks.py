@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,8 @@ def transient(task: Any, run: Any, state: Any) -> bool:
     """Whether a failed task may be tried again: never what we raise on purpose, that would fail again."""
     try:
         state.result()
-    except PureCCError:
-        return False
-    except (OSError, TimeoutError):
-        return True
-    except Exception as error:  # noqa: BLE001  (a server's passing failure, by name: MLflow is not imported here)
-        return type(error).__name__ in {"RestException", "OperationalError"}
+    except Exception as error:  # noqa: BLE001  (whatever it was)
+        return runs.is_transient(error)
     return False
 
 
@@ -77,8 +74,9 @@ def train_extractor(session: Session) -> Artifact:
         from components.learning.extractor import train_extractor as train
 
         steps = session.job.profile.learning.extractor.steps
-        with session.stage("extractor", "stage 1: extractor", steps, work / "history.jsonl") as running:
-            adapter = train(_backbone(session), session.job.concept, session.job.profile, work, running.tracker)
+        stage_run = session.stage("extractor", "stage 1: extractor", steps, work / "history.jsonl")
+        with stage_run as running, _backbone(session) as backbone:
+            adapter = train(backbone, session.job.concept, session.job.profile, work, running.tracker)
             return _trained(session, stage, work, adapter, running.run.run_id, ())
 
     return _noted(session, stages.run(stage, make))
@@ -98,8 +96,9 @@ def train_pure(session: Session, extractor: Artifact | None) -> Artifact:
             learning.pure.steps,
             f"training: {learning.method}" if parent is None else "stage 2: pure learning",
         )
-        with session.stage("pure-learning", title, steps, work / "history.jsonl") as running:
-            adapter = train(_backbone(session), session.job.concept, session.job.profile, parent, work, running.tracker)
+        stage_run = session.stage("pure-learning", title, steps, work / "history.jsonl")
+        with stage_run as running, _backbone(session) as backbone:
+            adapter = train(backbone, session.job.concept, session.job.profile, parent, work, running.tracker)
             parents = () if extractor is None else (extractor.stage.key,)
             return _trained(session, stage, work, adapter, running.run.run_id, parents)
 
@@ -127,9 +126,8 @@ def evaluation_of(session: Session, adapter: Path) -> Artifact:
     def make(work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
         from components.evaluation.evaluate import evaluate as measure
 
-        backbone = _backbone(session)
-        backbone.load_adapter(adapter, "custom")
-        with session.stage("evaluation", "evaluation", 1) as running:
+        with session.stage("evaluation", "evaluation", 1) as running, _backbone(session) as backbone:
+            backbone.load_adapter(adapter, "custom")
             result = measure(
                 backbone,
                 "custom",
@@ -146,10 +144,20 @@ def evaluation_of(session: Session, adapter: Path) -> Artifact:
     return stages.run(job.evaluation(digest), make)
 
 
-def _backbone(session: Session) -> Any:
+@contextlib.contextmanager
+def _backbone(session: Session) -> Iterator[Any]:
+    """The model that the job starts from: the base, with the concepts that were learned before."""
+    from components.backbones.composition import on_top_of
     from components.backbones.sd3 import SD3Backbone
 
-    return SD3Backbone.load(session.job.profile.base)
+    job = session.job
+    backbone = SD3Backbone.load(job.profile.base)
+    names = []
+    for learned in job.earlier:
+        names.append(f"earlier/{learned.name}")
+        backbone.load_adapter(learned.folder, names[-1])
+    with on_top_of(backbone, names, job.profile.continual.earlier) if names else contextlib.nullcontext():
+        yield backbone
 
 
 def _trained(
@@ -169,7 +177,7 @@ def _trained(
         profile={"name": job.profile.name, "digest": job.profile.digest()},
         code=job.code,
         run=run_id,
-        parents=parents,
+        parents=(*(learned.digest for learned in job.earlier), *parents),
         libraries=library_versions(),
     )
     complete = work / "complete"

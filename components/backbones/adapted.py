@@ -5,7 +5,8 @@ Shape suffixes as in `components.backbones.interface`; N transformer blocks, R r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -206,6 +207,12 @@ class AdaptedTransformer:
             return checkpoint(run, *arguments, use_reentrant=False)
 
         self.transformer.enable_gradient_checkpointing(recomputed)
+
+    @contextmanager
+    def on_top_of(self, loras: Sequence[str], differences: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within, the model without an adapter has these LoRA and differences, and every adapter adds to them."""
+        with self._weights.adding(differences), self._switch.under(loras):
+            yield
 
     # the flow
 

@@ -158,6 +158,7 @@ class Switch:
         self._transformer = transformer
         self._layers: list[LoraLayer] = []
         self._active: str | None = None
+        self._under: tuple[str, ...] = ()
 
     def refresh(self) -> None:
         """Look for the LoRA layers again, after an adapter was added or removed."""
@@ -169,10 +170,22 @@ class Switch:
         return self._active
 
     def _set(self, adapter: str | None) -> None:
+        acting = [*self._under, *([] if adapter is None else [adapter])]
         for layer in self._layers:
-            layer._disable_adapters = adapter is None
-            layer._active_adapter = [] if adapter is None else [adapter]
+            layer._disable_adapters = not acting
+            layer._active_adapter = acting
         self._active = adapter
+
+    @contextmanager
+    def under(self, adapters: Sequence[str]) -> Iterator[None]:
+        """Within, the LoRA of these adapters always act, beneath the active one's and where none is active."""
+        before, self._under = self._under, tuple(adapters)
+        self._set(self._active)
+        try:
+            yield
+        finally:
+            self._under = before
+            self._set(self._active)
 
     @contextmanager
     def active(self, adapter: str | None) -> Iterator[None]:

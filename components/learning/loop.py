@@ -164,25 +164,29 @@ class _Loop:
     def _draw(self, micro: int) -> tuple[FlowSample, ConditionedBatch]:
         training, settings = self.training, self.training.settings
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        # Every process draws the whole batch and takes its part: the result does not depend on their number.
+        whole, own = world * settings.batch_size, slice(rank * settings.batch_size, (rank + 1) * settings.batch_size)
         number = (self.step - 1) * settings.gradient_accumulation + micro
         references = draw_references(
-            settings.batch_size,
+            whole,
             total=len(training.encoded.digests),
-            start=(number * world + rank) * settings.batch_size,
+            start=number * whole,
             seed=training.seed,
             stage=training.stage,
         )
-        batch = training.encoded.batch(references)
-        random = generator(training.seed, training.stage, "step", self.step, micro, rank)
+        batch = training.encoded.batch(references[own])
+        random = generator(training.seed, training.stage, "step", self.step, micro, 0)
         t_B = sample_times(
-            settings.batch_size,
+            whole,
             generator=random,
             mean=settings.logit_mean,
             std=settings.logit_std,
             shift=training.shift,
-        )
-        x_1_BCHW = torch.randn(batch.x_0_BCHW.shape, generator=random)
+        )[own]
+        x_1_BCHW = torch.randn((whole, *batch.x_0_BCHW.shape[1:]), generator=random)[own]
         flow = interpolate(batch.x_0_BCHW, x_1_BCHW.to(training.device), t_B.to(training.device))
+        if rank > 0:  # what a loss draws besides is each process's own
+            random = generator(training.seed, training.stage, "step", self.step, micro, rank)
         return flow, replace(batch, random=random)
 
     def _flush(self) -> None:

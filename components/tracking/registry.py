@@ -2,7 +2,8 @@
 
 Tags of a version: `adapter/digest` (content), `base/fingerprint`, `data/fingerprint`, `profile/digest`, `run`,
 `evaluation/key`, `evaluation/metrics` (JSON), `gate/status` (passed, refused), `gate/refused` (the reason),
-`gate/table` (JSON), `gate/key` (what was judged against what), `promotion/replaced` (the champion before it),
+`gate/table` (JSON), `gate/key` (what was judged against what), `inputs/*` (what a judged version was made from: see
+`components.planning`), `promotion/replaced` (the champion before it),
 `promotion/rolled_back`, `integrity/broken` (what was found when its bytes no longer matched).
 """
 

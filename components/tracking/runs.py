@@ -13,6 +13,7 @@ from typing import Any
 
 from components.errors import PureCCError
 from components.secrets import redact, redact_values
+from components.tracking import liveness
 from components.tracking.store import Store
 
 logger = logging.getLogger(__name__)
@@ -20,6 +21,17 @@ logger = logging.getLogger(__name__)
 _BATCH = 1000  # points per call: what the REST API accepts
 _VALUE_LIMIT = 6000  # characters of a parameter's value
 _DIGEST_LIMIT = 36  # characters of a dataset's digest
+
+
+TRANSIENT = "error/transient"
+_PASSING = {"RestException", "OperationalError"}  # of a server or a database; by name, their libraries stay unloaded
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether an error is of the surroundings (disk, network, a server) and says nothing about the work itself."""
+    if isinstance(error, PureCCError):
+        return False
+    return isinstance(error, OSError | TimeoutError) or type(error).__name__ in _PASSING
 
 
 class RunTracker:
@@ -143,19 +155,21 @@ def run(
     """A run of the experiment `purecc/<concept>`: FINISHED on leaving, FAILED on an error, KILLED on an interrupt."""
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
 
-    all_tags = {MLFLOW_SOURCE_NAME: "purecc", MLFLOW_SOURCE_TYPE: "LOCAL", **(tags or {})}
+    all_tags = {MLFLOW_SOURCE_NAME: "purecc", MLFLOW_SOURCE_TYPE: "LOCAL", **liveness.tags(), **(tags or {})}
     if parent is not None:
         all_tags[MLFLOW_PARENT_RUN_ID] = parent
     created = store.client.create_run(store.experiment(concept), run_name=name, tags=all_tags)
     tracker = RunTracker(store, created.info.run_id, replay=replay)
     try:
-        yield tracker
-        tracker.close()
+        with liveness.heartbeat(store, tracker.run_id):
+            yield tracker
+            tracker.close()
     except BaseException as error:
         tracker.flush()
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with contextlib.suppress(Exception):  # the first error is the one to show
             store.client.set_tag(tracker.run_id, "error", redact(str(error))[:_VALUE_LIMIT])
+            store.client.set_tag(tracker.run_id, TRANSIENT, str(is_transient(error)).lower())
             store.client.set_terminated(tracker.run_id, status)
         raise
     store.client.set_terminated(tracker.run_id, "FINISHED")

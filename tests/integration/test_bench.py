@@ -55,7 +55,9 @@ def test_cases_take_turns_and_a_slow_round_cancels_out(measuring: ModuleType) ->
 def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "bench.py"), "--miniature", "--out", str(tmp_path / "bench.json")]
     command += ["--only", "training,sampling,evaluation,tracking"]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "bench.json").read_text())
     rows = {(row["group"], row["name"]): row for row in written["rows"]}

@@ -56,6 +56,7 @@ PROMPTS = {
     "name": "micro",
     "categories": {
         "background": [{"template": "a {concept} on the left, snow background"}],
+        "style": [{"template": "a star{style}"}],
         "without": [{"template": "a red circle on the right, grass background"}],
     },
 }
@@ -73,12 +74,17 @@ def _evaluators() -> Any:
     return module
 
 
-def build(root: Path, family: Path) -> None:
-    """Make the project in the empty folder `root`."""
+def build(root: Path, family: Path, concepts: dict[str, str] | None = None) -> None:
+    """Make the project in the empty folder `root`.
+
+    Args:
+        concepts: name -> class word; `style` makes a style.
+    """
     from components.concepts import versions
     from components.concepts.store import add_concept
     from components.settings import ConceptSettings
 
+    concepts = concepts or {"spotted_star": "star"}
     (root / "profiles" / "prompts").mkdir(parents=True)
     shutil.copy(REPOSITORY / "pyproject.toml", root)
     (root / ".gitignore").write_text("/.purecc/\n/mlruns/\n/data/\n")
@@ -88,24 +94,31 @@ def build(root: Path, family: Path) -> None:
     makers = _evaluators()
     for name, save in (("clip", makers.save_clip), ("dino", makers.save_dinov2), ("segmenter", makers.save_segformer)):
         save(root / "infra" / "models" / name)
-    photos = root / ".photos"
+    photos, dwarfs = root / ".photos", root / ".dwarfs"
     photos.mkdir()
+    dwarfs.mkdir()
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(photos / f"{number}.png")
+        Image.fromarray(pixels[:8, :8]).save(dwarfs / f"{number}.png")
     git = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.com"]
     subprocess.run([*git, "init", "-q"], check=True)
     versions.init(root)
-    add_concept(
-        root / "data" / "concepts",
-        "spotted_star",
-        class_word="star",
-        images=sorted(photos.iterdir()),
-        settings=ConceptSettings(),
-        texts=["a [V] star on the left, brick background"] * 3,
-    )
+    for name, class_word in concepts.items():
+        style = class_word == "style"
+        add_concept(
+            root / "data" / "concepts",
+            name,
+            class_word=class_word,
+            kind="style" if style else "instance",
+            images=sorted((dwarfs if name == "dwarf" else photos).iterdir()),
+            settings=ConceptSettings(),
+            texts=["a star, in [V] style" if style else f"a [V] {class_word} on the left, brick background"] * 3,
+        )
     shutil.rmtree(photos)
+    shutil.rmtree(dwarfs)
     versions.add(root)
+    versions.push(root)
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "start"], check=True)
 
@@ -248,6 +261,36 @@ def customized_template(session_folder: Path, micro_template: Path) -> tuple[Pat
             partial.rename(folder)
             (session_folder / "customized-project.json").write_text(done.stdout)
     return folder, json.loads((session_folder / "customized-project.json").read_text())
+
+
+SEVERAL = {"spotted_star": "star", "ball": "circle", "wash": "style", "dwarf": "star"}
+
+
+@pytest.fixture(scope="session")
+def several_template(session_folder: Path, micro_family: Path) -> tuple[Path, dict[str, Any]]:
+    """A project of several concepts, one of them with pictures that are too small, after one `continual`."""
+    folder = session_folder / "several-project"
+    with FileLock(session_folder / "several-project.lock"):
+        if not folder.exists():
+            partial = session_folder / "several-project.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            build(partial, micro_family, SEVERAL)
+            project = MicroProject(partial)
+            done = project.process("continual", "--profile", "micro", "--json")
+            assert done.stdout, done.stderr
+            assert project.servers() == []
+            partial.rename(folder)
+            (session_folder / "several-project.json").write_text(json.dumps({"code": done.code, **done.json}))
+    return folder, json.loads((session_folder / "several-project.json").read_text())
+
+
+@pytest.fixture
+def several(several_template: tuple[Path, dict[str, Any]], tmp_path: Path) -> MicroProject:
+    """A copy of that project."""
+    root = tmp_path / "project"
+    shutil.copytree(several_template[0], root, symlinks=True)
+    return MicroProject(root)
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ def test_malformed_commands_exit_2(project: Path, arguments: list[str]) -> None:
     assert purecc(*arguments).exit_code == 2
 
 
-@pytest.mark.parametrize("name", ["continual", "plan", "retrain", "benchmark", "export"])
+@pytest.mark.parametrize("name", ["benchmark", "export"])
 def test_there_are_no_stubs(project: Path, name: str) -> None:
     assert purecc(name).exit_code == 2
 

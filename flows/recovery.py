@@ -1,0 +1,171 @@
+"""Coming back after a crash: what dead processes left open is closed, before new work begins.
+
+    announce()      inside a flow: which process runs it
+    recover(root)   close MLflow runs, Prefect flow runs and partial files whose process is gone
+
+Locks need no repair: they are the kernel's file locks, which go with their holder. Everything here may be repeated, and
+run by several processes at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from components.errors import PureCCError
+from components.tracking import liveness
+from components.tracking.liveness import ProcessIdentity
+from components.tracking.store import is_empty, open_store
+
+logger = logging.getLogger(__name__)
+
+_TAG = "process"
+
+
+class AlreadyRunning(PureCCError):
+    """Another run of the same kind is under way here."""
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What was closed.
+
+    Attributes:
+        runs: MLflow runs.
+        flow_runs: Prefect flow runs.
+        partial: folders and files that were never finished.
+    """
+
+    runs: tuple[str, ...] = ()
+    flow_runs: tuple[str, ...] = ()
+    partial: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [(self.runs, "MLflow runs"), (self.flow_runs, "flow runs"), (self.partial, "unfinished files")]
+        return ", ".join(f"{len(found)} {what}" for found, what in parts if found)
+
+
+@contextlib.contextmanager
+def only_one(root: Path, kind: str) -> Iterator[None]:
+    """Inside, no other process of this machine is inside for the same project; a killed one's place is free at once.
+
+    Raises:
+        AlreadyRunning: another one is.
+    """
+    path = root / ".purecc" / "locks" / f"{kind}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise AlreadyRunning(f"a {kind} run is under way in {root}: it does what this one would do") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def recover(root: Path) -> Recovered:
+    """Close what dead processes left open in the tracking store and among the files of the project."""
+    runs = [] if is_empty(root) else liveness.close_dead_runs(open_store(root))
+    found = Recovered(runs=tuple(runs), partial=tuple(sweep(root)))
+    if str(found):
+        logger.info("closed what dead processes left: %s", found)
+    return found
+
+
+def sweep(root: Path) -> list[str]:
+    """Remove the remains of killed writers among the stages' artifacts; returns their paths.
+
+    A writer holds its stage's lock: what lies about while the lock is free belongs to nobody.
+    """
+    removed = []
+    artifacts, locks = root / ".purecc" / "artifacts", root / ".purecc" / "locks"
+    for pattern in ("*/.*.partial", "*/.*.retired"):
+        for remains in artifacts.glob(pattern):
+            stage, key = remains.parent.name, remains.name.split(".")[1]
+            lock = FileLock(locks / f"{stage}-{key}.lock", timeout=0)
+            try:
+                locks.mkdir(parents=True, exist_ok=True)
+                with lock:
+                    shutil.rmtree(remains, ignore_errors=True)
+                    removed.append(str(remains))
+            except Timeout:
+                continue
+    return removed
+
+
+def announce() -> None:
+    """Say in the current flow run which process runs it, so that a later process can tell that it died.
+
+    A flow run that a worker started ends with its worker, however that ends.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.context import FlowRunContext
+
+    if os.environ.get("PREFECT__FLOW_RUN_ID") and sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it ended meanwhile
+            os.kill(os.getpid(), signal.SIGTERM)
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return
+    identity = liveness.this_process()
+    tag = f"{_TAG}:{identity.host}:{identity.pid}:{identity.started}"
+    kept = [tag for tag in context.flow_run.tags if not tag.startswith(f"{_TAG}:")]
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(context.flow_run.id, tags=[*kept, tag])
+
+
+def close_dead_flow_runs() -> list[str]:
+    """End every flow run whose process is gone, as CRASHED, which frees its concurrency slots; returns their names.
+
+    To be called where Prefect's API is reachable.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterId,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    open_states = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+    wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=open_states)))
+    closed = []
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(flow_run_filter=wanted):
+            identity = _identity(run.tags)
+            if identity is None or identity.alive is not False:
+                continue
+            state = Crashed(message="Its process died before it could end the run.")
+            client.set_flow_run_state(run.id, state, force=True)
+            inner = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+            for task_run in inner:
+                if task_run.state is None or not task_run.state.is_final():
+                    client.set_task_run_state(task_run.id, Crashed(message="Its flow run's process died."), force=True)
+            closed.append(run.name)
+    return closed
+
+
+def _identity(tags: list[str]) -> ProcessIdentity | None:
+    for tag in tags:
+        kind, _, rest = tag.partition(":")
+        host, _, number = rest.partition(":")
+        pid, _, started = number.partition(":")
+        if kind == _TAG and pid.isdigit():
+            return ProcessIdentity(host, int(pid), started)
+    return None
