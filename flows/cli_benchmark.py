@@ -8,14 +8,19 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from components.benchmark.plan import Plan, read_plan
+from components.concepts.store import find
+from components.errors import InvalidInput
+from components.settings import load_profile
 from flows.cli_options import Json
 from flows.console import FAILED, arguments, command, relative, stdout
 
 
 def benchmark(
-    plan: Annotated[Path, typer.Option(help="YAML: concepts, seeds, steps, variants; see profiles/benchmarks")] = Path(
-        "profiles/benchmarks/methods.yaml"
-    ),
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="YAML: concepts, seeds, steps, variants; default: profiles/benchmarks/methods.yaml"),
+    ] = None,
     methods: Annotated[str | None, typer.Option(help="these variants of the plan only: a,b")] = None,
     concepts: Annotated[str | None, typer.Option(help="these concepts only: x,y")] = None,
     seeds: Annotated[str | None, typer.Option(help="these seeds, instead of the plan's: 0,1")] = None,
@@ -26,36 +31,48 @@ def benchmark(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what is not measured yet, and write the table."""
+    """Measure what is not measured yet, and write table and report."""
+    from components.settings import project_root
+    from flows import start
+
     with command(as_json) as output:
         with arguments():
-            from components.benchmark.plan import read_plan
-            from components.settings import load_profile, project_root
-
             root = project_root()
-            wanted = read_plan(plan).only(
-                variants=_names(methods), concepts=_names(concepts), seeds=[int(seed) for seed in _names(seeds)]
-            )
-            if prompts is not None:
-                wanted = wanted.with_settings(f"evaluation.prompts_per_category={prompts}")
-            for cell in wanted.cells():
-                load_profile(wanted.profile, cell.overrides)
-        folder = out or root / "docs" / "benchmarks" / plan.stem
-        from flows import start
-
-        facts = {"command": f"purecc benchmark --plan {relative(plan.resolve(), root)}", "profile": wanted.profile}
-        files = start.benchmark(plan.stem, wanted, folder, workers=workers, facts=facts)
+            file = plan or root / "profiles" / "benchmarks" / "methods.yaml"
+            wanted = _read(file, methods, concepts, seeds, prompts)
+        for name in wanted.concepts:
+            start.fetch_data(root, name)
+        with arguments():
+            for name in wanted.concepts:
+                find(root / "data" / "concepts", name)
+        folder = out or root / "docs" / "benchmarks" / file.stem
+        facts = {"command": f"purecc benchmark --plan {relative(file.resolve(), root)}", "profile": wanted.profile}
+        files = start.benchmark(file.stem, wanted, folder, workers=workers, facts=facts)
         from components.evaluation.cells import failed, read_cells
 
         lost = failed(read_cells(folder / "benchmark.csv")).to_dict("records")
         result: dict[str, Any] = {
-            "name": plan.stem,
+            "name": file.stem,
             **files,
             "failed": [{key: row[key] for key in ("method", "concept", "seed", "error")} for row in lost],
         }
         output.result(result, lambda: _show(result, root))
         if lost:
             raise typer.Exit(FAILED)
+
+
+def _read(file: Path, methods: str | None, concepts: str | None, seeds: str | None, prompts: int | None) -> Plan:
+    """The plan, or the part of it that was asked for, with settings that are known to be valid."""
+    try:
+        numbers = [int(seed) for seed in _names(seeds)]
+    except ValueError as error:
+        raise InvalidInput(f"{seeds!r} are not whole numbers", field="--seeds", mend="write e.g. 0,1") from error
+    wanted = read_plan(file).only(variants=_names(methods), concepts=_names(concepts), seeds=numbers)
+    if prompts is not None:
+        wanted = wanted.with_settings(f"evaluation.prompts_per_category={prompts}")
+    for cell in wanted.cells():
+        load_profile(wanted.profile, cell.overrides)
+    return wanted
 
 
 def _names(text: str | None) -> list[str]:

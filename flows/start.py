@@ -46,10 +46,7 @@ def customize(name: str, profile: str, overrides: Sequence[str] = (), *, anew: b
 
 def benchmark(title: str, plan: Plan, target: Path, *, workers: int, facts: dict[str, str]) -> dict[str, str]:
     """Measure what the folder `target` lacks of a benchmark's plan, and write its report; returns its files."""
-    root = project_root()
-    for name in plan.concepts:
-        fetch_data(root, name)
-    with prefect_server(root) as server:
+    with prefect_server(project_root()) as server:
         from flows.benchmark import benchmark as flow
         from flows.benchmark import cells_at_once
 

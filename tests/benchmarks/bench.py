@@ -85,13 +85,13 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     project, name, overrides = prepare(options, folder)
     os.environ["PURECC_HOME"] = str(project)
-    from components.settings import load_profile
-
     import drawing
     import judging
     import pipeline
     import training
     from measuring import Row, machine
+
+    from components.settings import load_profile
 
     profile = load_profile(name, overrides)
     wanted, rounds = options.only.split(","), 2 if options.miniature else options.rounds

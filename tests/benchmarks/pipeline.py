@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from measuring import Case, Row, clock, interleaved, rows
 
-import torch
 from components.learning.tracker import NullTracker
 from components.tracking import runs
 from components.tracking.store import open_store

@@ -90,7 +90,15 @@ def test_malformed_commands_exit_2(project: Path, arguments: list[str]) -> None:
     assert purecc(*arguments).exit_code == 2
 
 
-@pytest.mark.parametrize("name", ["benchmark", "export"])
+def test_a_benchmark_of_what_is_not_there_is_wrong_use(project: Path) -> None:
+    unknown = purecc("benchmark", "--json")
+    assert unknown.exit_code == 2
+    assert "striped_star" in error_of(unknown)["message"]
+    assert error_of(purecc("benchmark", "--plan", "none.yaml", "--json"))["file"] == "none.yaml"
+    assert error_of(purecc("benchmark", "--seeds", "first", "--json"))["field"] == "--seeds"
+
+
+@pytest.mark.parametrize("name", ["export"])
 def test_there_are_no_stubs(project: Path, name: str) -> None:
     assert purecc(name).exit_code == 2
 
