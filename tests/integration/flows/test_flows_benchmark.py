@@ -40,7 +40,7 @@ def test_cells_are_measured_once_tracked_and_a_failed_one_is_a_row(customized: A
     assert first.code == 1, first.stderr  # a cell failed
     rows = rows_of(root / "out" / "benchmark.csv")
     measured = {(row["method"], row["step"], row["scale"]): row for row in rows if not row["error"]}
-    places = [("1", "1.0"), ("2", "1.0"), ("2", "0.5")]
+    places = [("1", "1"), ("2", "1"), ("2", "0.5")]
     assert set(measured) == {(method, *place) for method in ("lora", "purecc") for place in places}
     (failed,) = [row for row in rows if row["error"]]
     assert failed["method"] == "diverging"
@@ -58,7 +58,7 @@ def test_cells_are_measured_once_tracked_and_a_failed_one_is_a_row(customized: A
     assert {"lora spotted_star seed 3", "purecc spotted_star seed 3", "diverging spotted_star seed 3"} <= cells
     course = store.client.get_metric_history(runs["lora spotted_star seed 3"].info.run_id, "fidelity/clip_i")
     assert {point.step: point.value for point in course} == {
-        step: pytest.approx(float(measured["lora", str(step), "1.0"]["fidelity/clip_i"]), rel=1e-5) for step in (1, 2)
+        step: pytest.approx(float(measured["lora", str(step), "1"]["fidelity/clip_i"]), rel=1e-5) for step in (1, 2)
     }
 
     PLAN["variants"].pop("diverging")
