@@ -64,8 +64,9 @@ def frontier_section(cells: pd.DataFrame, axes: Axes, levels: Sequence[float], b
         Chart("All methods, means over concepts and seeds", curve_chart(cells, axes), wide=True),
         Table(head, rows),
     ]
-    for concept, own in cells.groupby("concept", sort=False):
-        parts.append(Chart(str(concept), curve_chart(own, axes, title=str(concept))))
+    methods = methods_of(measured(cells))
+    for concept, own in axes.points(cells).groupby("concept", sort=False):
+        parts.append(Chart(str(concept), curve_chart(own, axes, title=str(concept), methods=methods)))
     return Section(_title(axes), text, parts)
 
 
@@ -92,11 +93,15 @@ def _reached(figures: pd.DataFrame, method: str) -> str:
     return figure(float(reached["damage"].mean())) + partial
 
 
-def curve_chart(cells: pd.DataFrame, axes: Axes, title: str = "") -> Markup:
+def curve_chart(cells: pd.DataFrame, axes: Axes, title: str = "", methods: Sequence[str] | None = None) -> Markup:
     """A path per method through its points, the mean over concepts and seeds at each step; scales apart, in one colour;
-    single cells are faint."""
+    single cells are faint.
+
+    Args:
+        methods: in the order of their colours, so that several charts share them; None: those of the cells.
+    """
     points, clouds = axes.points(cells), []
-    for number, method in enumerate(methods_of(measured(cells))):
+    for number, method in enumerate(methods_of(measured(cells)) if methods is None else methods):
         own = points[points["method"] == method]
         clouds.append(Cloud("", *_columns(own), number, joined=False))
         means = own.groupby(["step", "scale"], as_index=False)[["fidelity", "damage"]].mean()

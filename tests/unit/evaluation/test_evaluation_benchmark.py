@@ -16,7 +16,9 @@ from components.evaluation import leakage
 from components.evaluation.benchmark_report import Benchmark, write_benchmark
 from components.evaluation.charts import Cloud, scatter_chart
 from components.evaluation.comparison import compose
+from components.evaluation.curve_section import frontier_section
 from components.evaluation.curves import Axes
+from components.evaluation.document import Chart
 from components.evaluation.encoders import Features, unit
 from components.evaluation.fidelity import Layout
 from components.evaluation.lambda_study import COSINE, LAMBDA, correlation_with, join_histories, lambda_course
@@ -171,6 +173,16 @@ def test_a_report_of_few_cells_leaves_out_what_is_not_there(tmp_path: Path) -> N
     assert "Single points" in page
     for title in ("Style concepts", "Cost", "Sensitivity", "Failed"):
         assert title not in page
+
+
+def test_a_metric_of_styles_is_shown_for_styles_and_a_method_keeps_its_colour() -> None:
+    table = cells().query("not (concept == 's' and method == 'lora')")
+    section = frontier_section(table, Axes("fidelity/csd", "preservation/prior_distance", worst=0.5), (), "lora")
+    charts = [part for part in section.parts if isinstance(part, Chart)]
+    assert [chart.title for chart in charts[1:]] == ["s"]
+    for chart in charts:
+        assert "d1" in chart.svg
+        assert "d0" not in chart.svg, "lora has no point here, its colour is nobody else's"
 
 
 def test_a_scatter_chart_stays_inside_its_frame() -> None:
