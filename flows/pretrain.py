@@ -2,9 +2,9 @@
 
     python -m flows.pretrain --seed 0 --processes 2
 
-Each part is trained in turn (autoencoder, flow, oracle, encoders, segmenter), resumes from its checkpoint if it was
-interrupted, and is skipped once finished; then the family is put where the profile looks for it, measured by the
-oracle, and described in its model card. On two CPU cores this takes some hours; on a GPU, minutes.
+Each part is trained in turn (autoencoder, flow, oracle, encoders, segmenter, preference models), resumes from its
+checkpoint if it was interrupted, and is skipped once finished; then the family is put where the profile looks for it,
+measured by the oracle, and described in its model card. On two CPU cores this takes some hours; on a GPU, minutes.
 """
 
 from __future__ import annotations

@@ -91,7 +91,10 @@ class Backbone(Protocol):
         guidance_scale: float,
         adapter: str | None,
     ) -> Tensor:
-        """Images in [-1, 1], one per prompt; equal seeds give equal noise whatever the batch."""
+        """Images in [-1, 1], one per prompt; equal seeds give equal noise whatever the batch.
+
+        `adapter` may also be a name that `components.backbones.composition.compose` made.
+        """
         ...
 
     def load_adapter(self, folder: Path, name: str) -> None:

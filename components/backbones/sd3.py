@@ -6,7 +6,6 @@ Shape suffixes as in `components.backbones.interface`; N transformer blocks, R r
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from components.backbones import adapter_loading, base_folder, sampling
 from components.backbones.adapted import AdaptedTransformer
+from components.backbones.device import device_of
 from components.backbones.interface import Backbone, TextEncoding
 from components.backbones.text_encoders import TextEncoders, load_tokenizer
 from components.errors import InvalidInput
@@ -37,7 +37,7 @@ class SD3Backbone(Backbone):
         transformers.utils.logging.disable_progress_bar()
         diffusers.utils.logging.disable_progress_bar()
         self.folder, self.settings = folder, settings
-        self._device, self._dtype = _device(settings), getattr(torch, settings.dtype)
+        self._device, self._dtype = device_of(settings), getattr(torch, settings.dtype)
         if self._device.type == "cpu":
             # this switch governs the CPU kernel too, which is slow for the ~100 tokens of small images
             torch.backends.cuda.enable_flash_sdp(False)
@@ -294,12 +294,3 @@ class SD3Backbone(Backbone):
 
     def remove_adapter(self, name: str) -> None:
         self.adapted.remove(name)
-
-
-def _device(settings: BaseSettings) -> torch.device:
-    available = torch.cuda.is_available()
-    if settings.device == "cuda" and not available:
-        raise InvalidInput("no CUDA device", field="base.device", mend="set base.device to auto or cpu")
-    if settings.device == "cpu" or not available:
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # set by the launchers, one process per GPU

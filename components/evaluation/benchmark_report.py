@@ -10,7 +10,15 @@ import pandas as pd
 
 from components.evaluation import benchmark_sections as sections
 from components.evaluation.cells import failed, measured, write_cells
-from components.evaluation.curves import Axes, compare, damage_at_fidelity, frontiers, hypervolumes
+from components.evaluation.curve_section import HOW_CURVES_ARE_READ, frontier_section
+from components.evaluation.curves import (
+    Axes,
+    compare,
+    compare_at_shared_fidelity,
+    damage_at_fidelity,
+    frontiers,
+    hypervolumes,
+)
 from components.evaluation.document import Section, write_html, write_markdown
 from components.evaluation.lambda_study import lambda_course
 from components.evaluation.paper_table import paper_table
@@ -20,8 +28,9 @@ AXES = (
     Axes("fidelity/recognised_probability", "preservation/prior_distance", worst=0.1),
     Axes("fidelity/recognised_probability", "preservation/outside_distance", worst=0.1),
     Axes("fidelity/dino_masked", "preservation/prior_distance", worst=0.1),
+    Axes("fidelity/csd", "preservation/prior_distance", worst=0.1),
 )
-"""What the tiny world is compared by; the oracle's recognition is its surest fidelity."""
+"""What the tiny world is compared by, each where it was measured; the oracle's recognition is its surest fidelity."""
 _BY_CATEGORY = (
     "fidelity/recognised_probability",
     "fidelity/dino_masked",
@@ -61,9 +70,9 @@ class Benchmark:
     def sections(self) -> list[Section]:
         """All sections that have something to show."""
         found = [sections.single_points(self.cells)]
-        planes = [sections.frontier_section(self.cells, axes, self.levels, self.baseline) for axes in self.axes]
+        planes = [frontier_section(self.cells, axes, self.levels, self.baseline) for axes in self.axes]
         if planes:
-            planes[0] = replace(planes[0], text=f"{sections.HOW_CURVES_ARE_READ} {planes[0].text}")
+            planes[0] = replace(planes[0], text=f"{HOW_CURVES_ARE_READ} {planes[0].text}")
         found += planes
         if self.sheets:
             found.append(sections.sheet_section(self.sheets))
@@ -88,8 +97,13 @@ class Benchmark:
             tables[f"frontier-{number}"] = frontiers(self.cells, axes).assign(**named)
             tables[f"hypervolume-{number}"] = volumes.assign(**named)
             tables[f"matched-{number}"] = damage_at_fidelity(self.cells, axes).assign(**named)
-            tests = compare(volumes, "hypervolume", self.baseline, better="higher")
-            tables[f"tests-{number}"] = tests.assign(baseline=self.baseline, **named)
+            tests = {
+                "hypervolume": compare(volumes, "hypervolume", self.baseline, better="higher"),
+                "damage at the shared fidelity": compare_at_shared_fidelity(self.cells, axes, self.baseline),
+            }
+            tables[f"tests-{number}"] = pd.concat(
+                [test.assign(figure=name, baseline=self.baseline, **named) for name, test in tests.items()]
+            )
         if self.history is not None:
             tables["lambda"] = lambda_course(self.history)
         if self.categories is not None:

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
-from numpy.typing import NDArray
 
-from components.evaluation.cells import COSTS, ERROR, KEYS, at_budget, failed, measured, methods_of
+from components.evaluation.cells import COSTS, ERROR, KEYS, at_budget, failed, methods_of
 from components.evaluation.charts import Cloud, Series, line_chart, scatter_chart
-from components.evaluation.curves import Axes, common_fidelity, compare, damage_at_fidelity, hypervolumes
+from components.evaluation.curves import Axes
 from components.evaluation.document import Chart, Part, Section, Sheet, Table
 from components.evaluation.lambda_study import COSINE, LAMBDA, correlation_with, lambda_course
 from components.evaluation.leakage import LEAKAGE, leakage_table
-from components.evaluation.metrics import METRICS
+from components.evaluation.numbers import figure, label, spread
 from components.evaluation.paper_table import COLUMNS, FURTHER, PAPER, paper_table, written
 
 _KINDS = {"instance": "Instance concepts", "style": "Style concepts"}
 _COST_NAMES = dict(zip(COSTS, ("seconds a step", "seconds in all", "peak memory, MiB", "adapter, MiB"), strict=True))
-
-
-def figure(value: float, digits: int = 3) -> str:
-    """A figure to `digits` significant digits; empty where there is none."""
-    if not math.isfinite(value):
-        return ""
-    text = f"{value:.{digits}g}"
-    if "e" in text:
-        text = f"{value:.0f}" if abs(value) >= 1 else f"{value:.1e}"
-    return text.replace("-", "\N{MINUS SIGN}", 1) if text.startswith("-") else text
-
-
-def _spread(values: pd.Series) -> str:
-    """Mean ± standard deviation of figures per seed."""
-    mean, deviation = float(values.mean()), float(values.std(ddof=1))
-    return figure(mean) + (f" ± {figure(deviation, 2)}" if math.isfinite(deviation) else "")
-
-
-def _label(metric: str) -> str:
-    if metric not in METRICS:
-        return metric
-    return METRICS[metric].label + (", other prompts" if "/prior_" in metric else "")
 
 
 def single_points(cells: pd.DataFrame) -> Section:
@@ -63,97 +38,6 @@ def single_points(cells: pd.DataFrame) -> Section:
         "of that mean over seeds. One point proves nothing by itself: a method stopped earlier preserves more.",
         parts,
     )
-
-
-HOW_CURVES_ARE_READ = (
-    "Every training step and every inference scale of a method is a point, and methods are compared by their best "
-    "points. Hypervolume: the share of the plane up to the reference point that a curve dominates; mean over concepts "
-    "± standard deviation over seeds. Shared fidelity: the highest that all methods reach on a concept. The tests pair "
-    "concepts, each the mean over its seeds: p by random signs of the differences (two-sided; with n concepts never "
-    "below 2 / 2^n), effect the rank-biserial correlation, Holm's correction over the methods."
-)
-
-
-def frontier_section(cells: pd.DataFrame, axes: Axes, levels: Sequence[float], baseline: str) -> Section:
-    """The curves of all methods in one plane, their figures, and the paired tests."""
-    volumes = hypervolumes(cells, axes)
-    if volumes.empty:
-        return Section(_title(axes), "Nothing was measured.", [])
-    shared = common_fidelity(cells, axes)
-    matched = damage_at_fidelity(cells, axes, shared)
-    by_level = {level: damage_at_fidelity(cells, axes, level) for level in levels}
-    tests = _by_method(compare(volumes, "hypervolume", baseline, better="higher"))
-    at_shared = _by_method(compare(matched, "damage", baseline, better="lower"))
-    head = ["method", "hypervolume", "damage at the shared fidelity", *(f"damage at {level:g}" for level in levels)]
-    head += [f"hypervolume: wins against {baseline}", "difference", "effect", "p", "p (Holm)", "at shared fidelity: p"]
-    rows = []
-    for method in methods_of(volumes):
-        row = [method, _over_seeds(volumes, method, "hypervolume"), _over_seeds(matched, method, "damage")]
-        row += [_reached(by_level[level], method) for level in levels]
-        if method in tests:
-            test = tests[method]
-            row += [f"{100 * test['wins']:.0f} % of {test['concepts']:.0f}"]
-            row += [figure(test[name]) for name in ("difference", "effect", "p_permutation", "p_holm")]
-            row += [figure(at_shared[method]["p_permutation"]) if method in at_shared else ""]
-        else:
-            row += ["", "", "", "", "", ""]
-        rows.append(row)
-    text = (
-        f"Across: {axes.fidelity}, better high. Up: damage to {axes.preservation}, better low. Reference point of the "
-        f"hypervolume: fidelity {axes.least:g}, damage {axes.worst:g}."
-    )
-    parts: list[Part] = [
-        Chart("All methods, means over concepts and seeds", curve_chart(cells, axes), wide=True),
-        Table(head, rows),
-    ]
-    for concept, own in cells.groupby("concept", sort=False):
-        parts.append(Chart(str(concept), curve_chart(own, axes, title=str(concept))))
-    return Section(_title(axes), text, parts)
-
-
-def _by_method(tests: pd.DataFrame) -> dict[str, dict[str, float]]:
-    return {str(row["method"]): {name: float(row[name]) for name in map(str, tests) if name != "method"}
-            for _, row in tests.iterrows()}  # fmt: skip
-
-
-def _title(axes: Axes) -> str:
-    return f"{_label(axes.preservation)} against {_label(axes.fidelity)}"
-
-
-def _over_seeds(figures: pd.DataFrame, method: str, column: str) -> str:
-    own = figures[figures["method"] == method].dropna(subset=[column])
-    return _spread(own.groupby("seed")[column].mean()) if len(own) else ""
-
-
-def _reached(figures: pd.DataFrame, method: str) -> str:
-    own = figures[figures["method"] == method]
-    reached = own.dropna(subset=["damage"])
-    if reached.empty:
-        return "not reached"
-    partial = "" if len(reached) == len(own) else f" ({len(reached)} of {len(own)})"
-    return figure(float(reached["damage"].mean())) + partial
-
-
-def curve_chart(cells: pd.DataFrame, axes: Axes, title: str = "") -> Markup:
-    """A path per method through its points, the mean over concepts and seeds at each step; scales apart, in one colour;
-    single cells are faint."""
-    points, clouds = axes.points(cells), []
-    for number, method in enumerate(methods_of(measured(cells))):
-        own = points[points["method"] == method]
-        clouds.append(Cloud("", *_columns(own), number, joined=False))
-        means = own.groupby(["step", "scale"], as_index=False)[["fidelity", "damage"]].mean()
-        trained = means[means["scale"] == 1].sort_values("step")
-        clouds.append(Cloud(method, *_columns(trained), number))
-        steps = sorted(set(means[means["scale"] != 1]["step"]))
-        scaled = (means[means["step"] == step].sort_values("scale") for step in steps)
-        clouds += [Cloud(method, *_columns(path), number) for path in scaled]
-    return scatter_chart(
-        title or axes.name, clouds, f"{_label(axes.fidelity)} →", f"damage: {_label(axes.preservation)}"
-    )
-
-
-def _columns(points: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return points["fidelity"].to_numpy(dtype=np.float64), points["damage"].to_numpy(dtype=np.float64)
 
 
 def lambda_section(history: pd.DataFrame, cells: pd.DataFrame, axes: Axes) -> Section:
@@ -188,10 +72,16 @@ def lambda_section(history: pd.DataFrame, cells: pd.DataFrame, axes: Axes) -> Se
                     result = correlation_with(course, points, metric, column)
                     texts = [figure(result[name]) for name in ("runs", "spearman", "p")]
                     found.append([f"{column} and {metric}", *texts])
-    parts.insert(0, Table(["run", *names], rows, title="Course of each run", folded=len(rows) > 8))
+    means = course.groupby("method", sort=False)[names].mean()
+    by_method = [[str(method), *(figure(float(value)) for value in row)] for method, row in means.iterrows()]
+    first: list[Part] = [
+        Table(["method", *names], by_method, title="Means over concepts and seeds"),
+        Table(["run", *names], rows, title="Course of each run", folded=True),
+    ]
     if found:
         title = "What it goes along with, over runs (Spearman)"
-        parts.insert(1, Table(["pair", "runs", "correlation", "p"], found, title=title))
+        first.append(Table(["pair", "runs", "correlation", "p"], found, title=title))
+    parts = first + parts
     text = (
         "How much of the extractor's guidance the model has taken up. `settled at`: the step from which the running "
         "mean stays within a tenth of the end's value; `unrest`: standard deviation over the second half, by that "
@@ -216,10 +106,10 @@ def sensitivity_section(sensitivities: Mapping[str, pd.DataFrame], axes: Axes) -
         rows = []
         for value, own in points.groupby("value"):
             by_seed = own.groupby("seed")[["fidelity", "damage"]].mean()
-            rows.append([f"{value:g}", str(len(own)), _spread(by_seed["fidelity"]), _spread(by_seed["damage"])])
-        parts.append(Table([name, "cells", _label(axes.fidelity), f"damage: {_label(axes.preservation)}"], rows, name))
-        for column, label in (("fidelity", axes.fidelity), ("damage", axes.preservation)):
-            title = f"{_label(label)} over {name}"
+            rows.append([f"{value:g}", str(len(own)), spread(by_seed["fidelity"]), spread(by_seed["damage"])])
+        parts.append(Table([name, "cells", label(axes.fidelity), f"damage: {label(axes.preservation)}"], rows, name))
+        for column, metric in (("fidelity", axes.fidelity), ("damage", axes.preservation)):
+            title = f"{label(metric)} over {name}"
             clouds = []
             for number, (concept, own) in enumerate(points.groupby("concept", sort=False), 1):
                 means = own.groupby("value", as_index=False)[column].mean()
@@ -228,7 +118,7 @@ def sensitivity_section(sensitivities: Mapping[str, pd.DataFrame], axes: Axes) -
             means = points.groupby("value", as_index=False)[column].mean()
             x, y = (means[key].to_numpy(dtype=np.float64) for key in ("value", column))
             clouds.append(Cloud("mean", x, y, 0))
-            what = _label(label) if column == "fidelity" else f"damage: {_label(label)}"
+            what = label(metric) if column == "fidelity" else f"damage: {label(metric)}"
             parts.append(Chart(title, scatter_chart(title, clouds, name, what)))
     return Section("Sensitivity", "One setting varied, all else as in the profile, at the end of the budget.", parts)
 
@@ -246,7 +136,7 @@ def category_section(categories: pd.DataFrame, metrics: Sequence[str]) -> Sectio
             continue
         table = own.pivot_table(index="method", columns="category", values="value", aggfunc="mean", sort=False)
         rows = [[str(method), *(figure(float(value)) for value in row)] for method, row in table.iterrows()]
-        parts.append(Table(["method", *map(str, table.columns)], rows, title=_label(metric)))
+        parts.append(Table(["method", *map(str, table.columns)], rows, title=label(metric)))
     return Section("Categories of prompts", "Means over concepts and seeds.", parts)
 
 
@@ -254,7 +144,7 @@ def leakage_section(cells: pd.DataFrame) -> Section:
     """What of the references' background comes along."""
     table = leakage_table(at_budget(cells))
     measures = [measure for measure in LEAKAGE if measure in table]
-    head = ["method", "concepts", *(text for name in measures for text in (_label(name), "beyond the original"))]
+    head = ["method", "concepts", *(text for name in measures for text in (label(name), "beyond the original"))]
     rows = [
         [
             str(row["method"]),
@@ -277,7 +167,7 @@ def cost_section(cells: pd.DataFrame) -> Section:
     rows = []
     for method in methods_of(usual):
         own = usual[usual["method"] == method]
-        rows.append([method, f"{own['step'].mean():.0f}", *(_spread(own[cost].dropna()) for cost in shown)])
+        rows.append([method, f"{own['step'].mean():.0f}", *(spread(own[cost].dropna()) for cost in shown)])
     head = ["method", "steps", *(_COST_NAMES[cost] for cost in shown)]
     return Section("Cost", "Mean ± standard deviation over cells.", [Table(head, rows)] if shown else [])
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 _WIDTH, _HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 26
 _POINTS = 240
+_KEY_ROW = 18
 PALETTE = ("#3350c4", "#0b7f86", "#c2410c", "#7c3aed", "#15803d", "#be185d", "#a16207", "#0369a1", "#64748b", "#1c2330")
 """Colours of series on a light page, in the order of their classes s0, s1, ..."""
 COLOURS = len(PALETTE)
@@ -135,11 +136,25 @@ def line_chart(
         outline = frame.place(at_high, highs) + frame.place(at_low, lows)[::-1]
         parts.append(f'<polygon class="band" points="{_path(outline)}"/>')
     for number, at, values in shown:
-        colour = f"s{number % COLOURS}"
+        colour = _line_class(number)
         parts.append(f'<polyline class="raw {colour}" points="{_path(frame.place(at, values))}"/>')
         parts.append(f'<polyline class="line {colour}" points="{_path(frame.place(at, smooth(values)))}"/>')
     parts.append("</svg>")
     return Markup("".join(parts))  # every text in it is escaped or a number
+
+
+def _line_class(number: int) -> str:
+    """Class of a series' lines; dashed once the colours are used up."""
+    return f"s{number % COLOURS}" + (" again" if number >= COLOURS else "")
+
+
+def _mark(number: int, across: float, down: float, size: float, faint: bool = False) -> str:
+    """A point: a disc, or a square once the colours are used up."""
+    kind = f"dot{' faint' if faint else ''} d{number % COLOURS}"
+    if number < COLOURS:
+        return f'<circle class="{kind}" cx="{across:g}" cy="{down:g}" r="{size:g}"/>'
+    corner = f'x="{across - size:g}" y="{down - size:g}"'
+    return f'<rect class="{kind}" {corner} width="{2 * size:g}" height="{2 * size:g}"/>'
 
 
 @dataclass(frozen=True)
@@ -169,12 +184,13 @@ def scatter_chart(title: str, clouds: Sequence[Cloud], x_label: str, y_label: st
     if not finite:
         return Markup('<p class="empty">{}: nothing was measured.</p>').format(title)
     x, y = (np.concatenate([getattr(cloud, axis) for cloud in finite]) for axis in ("x", "y"))
+    named = {cloud.name: cloud.colour for cloud in finite if cloud.name}
     frame = Frame(
         _padded(float(x.min()), float(x.max())),
         _padded(float(y.min()), float(y.max())),
         width=680,
-        height=380,
-        right=170,
+        height=max(380, 40 + _KEY_ROW * len(named)),
+        right=190,
         bottom=46,
     )
     parts = frame.opened(title)
@@ -182,15 +198,13 @@ def scatter_chart(title: str, clouds: Sequence[Cloud], x_label: str, y_label: st
     turned = f"translate(10 {(frame.height - frame.bottom) // 2}) rotate(-90)"
     parts.append(f'<text class="label" transform="{turned}" text-anchor="middle">{escape(y_label)}</text>')
     for cloud in finite:
-        places, colour = frame.place(cloud.x, cloud.y), cloud.colour % COLOURS
+        places = frame.place(cloud.x, cloud.y)
         if cloud.joined and len(places) > 1:
-            parts.append(f'<polyline class="line s{colour}" points="{_path(places)}"/>')
-        size, kind = (4, "dot") if cloud.joined else (2, "dot faint")
-        parts += [f'<circle class="{kind} d{colour}" cx="{a:g}" cy="{b:g}" r="{size}"/>' for a, b in places]
-    named = {cloud.name: cloud.colour % COLOURS for cloud in finite if cloud.name}
+            parts.append(f'<polyline class="line {_line_class(cloud.colour)}" points="{_path(places)}"/>')
+        parts += [_mark(cloud.colour, a, b, 4.0 if cloud.joined else 2.0, faint=not cloud.joined) for a, b in places]
     for row, (name, colour) in enumerate(named.items()):
-        left, down = frame.width - frame.right + 16, _TOP + 8 + 18 * row
-        parts.append(f'<circle class="dot d{colour}" cx="{left}" cy="{down}" r="4"/>')
+        left, down = frame.width - frame.right + 16, _TOP + 8 + _KEY_ROW * row
+        parts.append(_mark(colour, left, down, 4.0))
         parts.append(f'<text class="key" x="{left + 10}" y="{down + 4}">{escape(name)}</text>')
     parts.append("</svg>")
     return Markup("".join(parts))  # every text in it is escaped or a number
@@ -204,7 +218,8 @@ def standalone(chart: Markup) -> str:
     style = (
         "<style>svg{background:#fff;font-family:sans-serif}polyline{fill:none;stroke-linejoin:round}"
         ".grid{stroke:#e2e6ec}.tick,.label{fill:#5b6577;font-size:11px}.key{fill:#1c2330;font-size:12px}"
-        ".raw{opacity:.3}.line{stroke-width:2}.faint{opacity:.35}.band{fill:#3350c4;opacity:.14}" + colours + "</style>"
+        ".raw{opacity:.3}.line{stroke-width:2}.again{stroke-dasharray:6 4}"
+        ".faint{opacity:.35}.band{fill:#3350c4;opacity:.14}" + colours + "</style>"
     )
     opened = str(chart).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     return opened.replace("</title>", f"</title>{style}", 1) + "\n"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from components.evaluation.benchmark_sections import frontier_section
 from components.evaluation.cells import methods_of
+from components.evaluation.curve_section import frontier_section
 from components.evaluation.curves import Axes
 from components.evaluation.document import Table
 from components.evaluation.paper_table import markdown

@@ -144,6 +144,30 @@ def compare(figures: pd.DataFrame, column: str, baseline: str, *, better: str) -
     return result.assign(p_holm=holm(result["p_permutation"].tolist()))
 
 
+def compare_at_shared_fidelity(cells: pd.DataFrame, axes: Axes, baseline: str) -> pd.DataFrame:
+    """Every method against one by the damage at the highest fidelity that the two share on each concept.
+
+    A level that all methods share would be that of the weakest.
+
+    Returns:
+        As `compare`, with `level`, the mean of the shared fidelities; a positive difference is less damage.
+    """
+    points = axes.points(cells)
+    pairs, levels = [], {}
+    for method in methods_of(points):
+        if method == baseline:
+            continue
+        both = points[points["method"].isin([method, baseline])]
+        shared = common_fidelity(both, axes)
+        if shared:
+            pairs.append(compare(damage_at_fidelity(both, axes, shared), "damage", baseline, better="lower"))
+            levels[method] = float(np.mean(list(shared.values())))
+    if not pairs:
+        return compare(pd.DataFrame(columns=[*_RUN, "damage"]), "damage", baseline, better="lower").assign(level=[])
+    result = pd.concat(pairs, ignore_index=True)
+    return result.assign(p_holm=holm(result["p_permutation"].tolist()), level=result["method"].map(levels))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction for several tests; NaN stays NaN and does not count."""
     order = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))

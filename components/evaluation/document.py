@@ -16,6 +16,9 @@ from components.evaluation.charts import standalone
 from components.evaluation.paper_table import markdown
 from components.files import write_text
 
+_FOLDED_ROWS = 20
+"""A longer table that the page folds is left out of the Markdown, which cannot fold."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -104,7 +107,10 @@ def write_markdown(file: Path, *, title: str, lead: str, facts: Mapping[str, str
             if isinstance(part, Table):
                 lines += [f"**{part.title}**", ""] if part.title else []
                 lines += [part.text, ""] if part.text else []
-                lines.append(markdown(list(part.head), [list(row) for row in part.rows]))
+                if part.folded and len(part.rows) > _FOLDED_ROWS:
+                    lines.append(f"{len(part.rows)} rows: see the page, or the CSV tables beside it.")
+                else:
+                    lines.append(markdown(list(part.head), [list(row) for row in part.rows]))
             elif isinstance(part, Chart) and not str(part.svg).startswith("<svg"):
                 lines.append(f"{part.title}: nothing was measured.")
             else:

@@ -44,17 +44,6 @@ class ImageEncoder(Protocol):
     def encode_images(self, pictures: Sequence[Picture]) -> Features: ...
 
 
-class PreferenceScorer(Protocol):
-    """Scores how well a picture serves a prompt; higher is better."""
-
-    @property
-    def info(self) -> dict[str, Any]: ...
-
-    def score(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> NDArray[np.float64]:
-        """(N,), one score per picture with its own prompt."""
-        ...
-
-
 def resolve(path: str, root: Path, field: str = "evaluation.evaluators") -> str:
     """A folder (or file of weights) of the project, an absolute one, or else a hub id as it stands.
 
@@ -273,59 +262,3 @@ def fit(image: Image.Image, side: int) -> Image.Image:
     square = Image.new("RGB", (side, side))
     square.paste(image.resize((width, height), Image.Resampling.BICUBIC), ((side - width) // 2, (side - height) // 2))
     return square
-
-
-class ClipPreference:
-    """A preference model in CLIP's layout: `scale` times the cosine of picture and prompt.
-
-    PickScore multiplies by its own exp(logit_scale); HPSv2.1 is reported as the cosine x 100 (METHOD section 8).
-    """
-
-    def __init__(
-        self,
-        path: str,
-        device: torch.device,
-        batch_size: int = 32,
-        scale: float | None = None,
-        parts: ClipParts | None = None,
-    ):
-        self._encoder = ClipEncoder(path, device, batch_size, parts)
-        self._scale = self._encoder.logit_scale if scale is None else scale
-        self.info: dict[str, Any] = {**self._encoder.info, "scale": self._scale}
-
-    def score(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> NDArray[np.float64]:
-        images_ND, texts_ND = self._encoder.encode_images(pictures), self._encoder.encode_texts(prompts)
-        return cast("NDArray[np.float64]", self._scale * (images_ND * texts_ND).sum(axis=1))
-
-
-class StyleEncoder:
-    """CSD: a CLIP picture tower whose projection was trained to tell styles apart, whatever is shown.
-
-    By the published state dict, or a CLIPVisionModelWithProjection in transformers' layout.
-    """
-
-    def __init__(self, path: str, device: torch.device, batch_size: int = 32):
-        from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
-
-        if is_weight_file(path):
-            model, self._processor = published.load_csd(path)
-            self._model = model.to(device).eval().requires_grad_(False)
-        else:
-            self._processor = from_hub_or_folder(AutoImageProcessor, path, backend="pil")
-            self._model = load_model(CLIPVisionModelWithProjection, path, device)
-        self._device, self._batch_size = device, batch_size
-        self.info: dict[str, Any] = {
-            "id": path,
-            "architecture": type(self._model).__name__,
-            "feature": "style projection",
-            "weights_sha256": weights_digest(self._model),
-            "preprocessing": preprocessing_of(self._processor),
-        }
-
-    @torch.inference_mode()
-    def encode_images(self, pictures: Sequence[Picture]) -> Features:
-        rows = []
-        for where in batches(len(pictures), self._batch_size):
-            pixels = self._processor(images=pil(pictures[where]), return_tensors="pt")["pixel_values"]
-            rows.append(self._model(pixel_values=pixels.to(self._device)).image_embeds.cpu())
-        return unit(torch.cat(rows))

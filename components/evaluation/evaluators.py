@@ -13,15 +13,14 @@ from components.errors import InvalidInput
 from components.evaluation.encoders import (
     ClipEncoder,
     ClipParts,
-    ClipPreference,
     FeatureEncoder,
     ImageEncoder,
-    PreferenceScorer,
-    StyleEncoder,
     resolve,
 )
+from components.evaluation.preference import ClipPreference, PreferenceScorer
 from components.evaluation.preservation import Oracle
 from components.evaluation.segmenters import Segmenter, load_segmenter
+from components.evaluation.style_encoder import StyleEncoder
 from components.files import folder_digests
 from components.model_folder import is_weight_file
 from components.settings import EvaluatorSettings

@@ -14,13 +14,15 @@ from PIL import Image
 
 from components.evaluation import leakage
 from components.evaluation.benchmark_report import Benchmark, write_benchmark
-from components.evaluation.benchmark_sections import figure
 from components.evaluation.charts import Cloud, scatter_chart
 from components.evaluation.comparison import compose
+from components.evaluation.curve_section import frontier_section
 from components.evaluation.curves import Axes
+from components.evaluation.document import Chart
 from components.evaluation.encoders import Features, unit
 from components.evaluation.fidelity import Layout
 from components.evaluation.lambda_study import COSINE, LAMBDA, correlation_with, join_histories, lambda_course
+from components.evaluation.numbers import figure
 from components.evaluation.paper_table import COLUMNS, PAPER, markdown, paper_table, written
 from components.evaluation.prompts import Prompt
 from components.evaluation.result import EvaluationResult, category_rows
@@ -156,8 +158,9 @@ def test_every_part_of_the_report_shows_what_was_measured(tmp_path: Path) -> Non
         if name.endswith(".svg"):
             assert (tmp_path / "out" / name).read_text().startswith("<svg xmlns=")
     tests = pd.read_csv(tmp_path / "out" / "benchmark" / "tests-0.csv")
-    assert tests["method"].tolist() == ["purecc <new>"]
-    assert tests["wins"].tolist() == [1.0], "more faithful at less damage everywhere"
+    assert tests["method"].tolist() == ["purecc <new>"] * 2
+    assert tests["figure"].tolist() == ["hypervolume", "damage at the shared fidelity"]
+    assert tests["wins"].tolist() == [1.0, 1.0], "more faithful at less damage everywhere"
     assert len(pd.read_csv(files["cells"])) == len(cells())
     before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
     write_benchmark(benchmark, tmp_path / "out")
@@ -172,14 +175,29 @@ def test_a_report_of_few_cells_leaves_out_what_is_not_there(tmp_path: Path) -> N
         assert title not in page
 
 
+def test_a_metric_of_styles_is_shown_for_styles_and_a_method_keeps_its_colour() -> None:
+    table = cells().query("not (concept == 's' and method == 'lora')")
+    section = frontier_section(table, Axes("fidelity/csd", "preservation/prior_distance", worst=0.5), (), "lora")
+    charts = [part for part in section.parts if isinstance(part, Chart)]
+    assert [chart.title for chart in charts[1:]] == ["s"]
+    for chart in charts:
+        assert "d1" in chart.svg
+        assert "d0" not in chart.svg, "lora has no point here, its colour is nobody else's"
+
+
 def test_a_scatter_chart_stays_inside_its_frame() -> None:
     x, y = np.array([0.1, np.nan, 0.9]), np.array([5.0, 1.0, -3.0])
     chart = str(scatter_chart("<t>", [Cloud("<n>", x, y, 12), Cloud("", x[:1], y[:1], 0, joined=False)], "x", "y"))
     assert "&lt;t&gt;" in chart
     assert "&lt;n&gt;" in chart
     circles = [(float(a), float(b)) for a, b in re.findall(r'cx="([^"]*)" cy="([^"]*)"', chart)]
-    assert len(circles) == 4, "two points, one faint, one of the legend"
-    assert all(0 < a < 680 and 0 < b < 380 for a, b in circles)
+    squares = [(float(a), float(b)) for a, b in re.findall(r'<rect [^>]*x="([^"]*)" y="([^"]*)"', chart)]
+    assert len(circles) == 1, "the faint one"
+    assert len(squares) == 3, "two points and the legend's: the colours are used up, so they are squares"
+    assert all(0 < a < 680 and 0 < b < 380 for a, b in circles + squares)
+    many = str(scatter_chart("t", [Cloud(str(n), x, y, n) for n in range(30)], "x", "y"))
+    height = float(re.search(r'viewBox="0 0 680 (\d+)"', many)[1])
+    assert all(float(b) < height for b in re.findall(r'class="key" x="[^"]*" y="([^"]*)"', many))
     assert "nothing was measured" in scatter_chart("x", [Cloud("a", np.array([np.nan]), np.array([1.0]), 0)], "", "")
 
 

@@ -19,6 +19,7 @@ from components.evaluation.curves import (
     Axes,
     common_fidelity,
     compare,
+    compare_at_shared_fidelity,
     damage_at_fidelity,
     frontiers,
     holm,
@@ -77,6 +78,18 @@ def test_matched_fidelity_is_the_highest_that_all_methods_share_on_a_concept() -
     fixed = damage_at_fidelity(cells, AXES, 0.7).set_index(["method", "concept"])["damage"]
     assert fixed["a", "x"] == pytest.approx(0.25)
     assert math.isnan(fixed["b", "x"]), "not reached"
+
+
+def test_a_pair_is_compared_where_both_get_to_whatever_a_third_one_does() -> None:
+    rows = []
+    for concept, worse in (("x", 0.1), ("y", 0.2)):
+        rows += [cell("base", concept, 0, 10, 0.2, 0.0), cell("base", concept, 0, 20, 0.8, 0.3)]
+        rows += [cell("other", concept, 0, 10, 0.5, 0.15 + worse), cell("weak", concept, 0, 10, 0.1, 0.4)]
+    found = compare_at_shared_fidelity(table(*rows), AXES, "base").set_index("method")
+    assert found.loc["other", "level"] == pytest.approx(0.5)
+    assert found.loc["other", "difference"] == pytest.approx(-0.15), "the base has 0.15 at 0.5"
+    assert found.loc["weak", "level"] == pytest.approx(0.1)
+    assert compare_at_shared_fidelity(table(*rows[:2]), AXES, "base").empty
 
 
 _VALUE = st.integers(0, 20).map(lambda value: value / 20)

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from components.errors import InvalidInput
-from components.evaluation.encoders import ClipEncoder, ClipPreference, FeatureEncoder, resolve
+from components.evaluation.encoders import ClipEncoder, FeatureEncoder, resolve
 from components.evaluation.evaluators import load_evaluators
+from components.evaluation.preference import ClipPreference
 from components.settings import EvaluatorSettings
 
 CPU = torch.device("cpu")

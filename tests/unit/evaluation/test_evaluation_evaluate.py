@@ -199,6 +199,25 @@ def test_another_seed_is_the_floor_not_the_customized_picture(backbone, concept,
     assert metrics["preservation/kl"] < 3 * metrics["preservation/kl_floor"] + 1
 
 
+def test_shuffled_pictures_are_the_same_distribution_and_the_wrong_pairs(
+    backbone, concept, profile, evaluators, tmp_path
+) -> None:
+    class Shuffling(type(backbone)):
+        def sample(self, text: Any, negative: Any, *, seeds: Sequence[int], adapter: str | None, **rest: Any) -> Any:
+            order = [*range(1, len(seeds)), 0] if adapter else list(range(len(seeds)))
+            moved = [seeds[place] for place in order]
+            return super().sample(text.select(order), negative, seeds=moved, adapter=None, **rest)
+
+    metrics = evaluate(Shuffling(), "x", concept, profile, tmp_path, tmp_path / "cache", evaluators=evaluators).metrics
+    assert metrics["preservation/kl"] == pytest.approx(0, abs=1e-9)
+    for key in ("clip_i", "dino"):
+        assert metrics[f"fidelity/{key}"] == pytest.approx(metrics[f"fidelity/{key}_original"]), "all pairs: no order"
+    assert metrics["preservation/prior_distance"] > 0.02
+    assert metrics["preservation/prior_dino_distance"] > 0
+    assert metrics["preservation/seg_cons"] < 100
+    assert metrics["preservation/clip_t_delta"] != pytest.approx(0, abs=1e-6), "each with another's text"
+
+
 def test_the_same_evaluation_twice_gives_the_same_numbers(backbone, concept, profile, evaluators, tmp_path) -> None:
     first = evaluate(backbone, "x", concept, profile, tmp_path / "a", tmp_path / "c", evaluators=evaluators)
     cold = evaluate(backbone, "x", concept, profile, tmp_path / "b", tmp_path / "d", evaluators=evaluators)

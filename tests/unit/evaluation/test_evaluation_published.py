@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from components.errors import InvalidInput
-from components.evaluation.encoders import ClipEncoder, ClipParts, StyleEncoder, fit
+from components.evaluation.encoders import ClipEncoder, ClipParts, fit
 from components.evaluation.evaluators import load_evaluators
 from components.evaluation.published import find_file, read_state_dict
+from components.evaluation.style_encoder import StyleEncoder
 from components.settings import EvaluatorSettings
 from flows.doctor import check_evaluators
 from flows.job import _model_digest

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from components.evaluation.encoders import ClipPreference, StyleEncoder
 from components.evaluation.pictures import to_pictures
+from components.evaluation.preference import ClipPreference
+from components.evaluation.style_encoder import StyleEncoder
 from components.world.captions import full_caption
 from components.world.pretraining.judges.corruptions import CORRUPTIONS, corrupted
 from components.world.pretraining.judges.preference import _MIX, PreferenceObjective, contradict
