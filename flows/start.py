@@ -15,7 +15,7 @@ from components.settings import load_profile, project_root
 from components.tracking import promotion, registry
 from components.tracking.registry import content_digest
 from components.tracking.store import is_empty, open_store
-from flows import stages
+from flows import recovery, stages
 from flows.console import stderr
 from flows.engine import connected, prefect_server, prepare_environment
 from flows.job import Job, load_job
@@ -40,7 +40,9 @@ def customize(name: str, profile: str, overrides: Sequence[str] = (), *, anew: b
     with prefect_server(job.root) as server:  # boots while torch and the others are imported
         from flows.customize import customize as flow
 
+        recovery.recover(job.root)
         with connected(server):
+            recovery.close_dead_flow_runs()
             return Outcome(**flow(name, profile, list(overrides)))
 
 

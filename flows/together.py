@@ -16,7 +16,7 @@ from components.settings import Profile, load_profile, project_root
 from components.tracking import bundles, registry
 from components.tracking.registry import Version
 from components.tracking.store import Store, open_store
-from flows.console import stderr
+from flows.console import finite, stderr
 from flows.job import load_job
 from flows.run_record import RunRecord
 from flows.run_summary import ConceptResult, RunSummary
@@ -107,7 +107,7 @@ def _checked(pins: Pins, settings: Profile, record: RunRecord) -> tuple[dict[str
             "compose": settings.continual.compose,
             "base": {"path": settings.base.path},
             "concepts": pins.to_json(),
-            "checks": result.metrics,
+            "checks": finite(result.metrics),
         }
         version = bundles.register(
             record.store, record.run_id, key=pins.key, content=content, adapters=folders, refused=refused
