@@ -86,7 +86,7 @@ def continual(
     if mode == "independent" and not planning.to_do(plan):
         results = [concept_runs.settle(decision) for decision in plan]
         nothing: tuple[dict[str, Any], None] = {}, None
-        known = nothing if is_empty(root) else together.known(results, profile, overrides, open_store(root))
+        known = nothing if is_empty(root) else together.known(profile, overrides, open_store(root))
         if known is not None:
             settings = load_profile(profile, overrides)
             return RunSummary(mode, results, settings.continual.minimum_success, *known).to_json()
