@@ -15,7 +15,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows import tasks
+from flows import recovery, tasks
 from flows.job import load_job
 from flows.outcome import GatesRefused
 from flows.session import open_session
@@ -36,6 +36,7 @@ def customize(name: str, profile: str = "tiny", overrides: Sequence[str] = ()) -
     Raises:
         GatesRefused: the adapter was made, registered and refused.
     """
+    recovery.announce()
     job = load_job(name, profile, overrides)
     with open_session(job) as session:
         tasks.validate(session)

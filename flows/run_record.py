@@ -65,7 +65,7 @@ class RunRecord:
 
     def finish(self, summary: RunSummary) -> dict[str, Any]:
         """Keep the summary; returns it as JSON."""
-        facts = replace(summary, run=self.run_id).to_json()
+        facts: dict[str, Any] = finite(replace(summary, run=self.run_id).to_json())
         self.artifact("summary.json", facts)
         for key in ("state", "message", "mode"):
             self.store.client.set_tag(self.run_id, f"summary/{key}", str(facts[key])[:5000])

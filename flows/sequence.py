@@ -25,7 +25,7 @@ from components.tracking.failures import failures
 from components.tracking.registry import content_digest
 from flows import stages, tasks
 from flows.concept_runs import Budget, gpus
-from flows.console import stderr
+from flows.console import finite, stderr
 from flows.job import Job, Learned, load_job
 from flows.run_record import RunRecord
 from flows.run_summary import ConceptResult, RunSummary
@@ -245,7 +245,7 @@ def _conclude(
         "earlier": settings.continual.earlier,
         "base": {"path": settings.base.path, "fingerprint": base},
         "concepts": pins,
-        "checks": forgetting.metrics,
+        "checks": finite(forgetting.metrics),
     }
     folders = {each.name: each.folder for each in course.learned}
     version = bundles.register(

@@ -15,7 +15,7 @@ from components.settings import load_profile, project_root
 from components.tracking import promotion, registry
 from components.tracking.registry import content_digest
 from components.tracking.store import is_empty, open_store
-from flows import stages
+from flows import recovery, stages
 from flows.console import stderr
 from flows.engine import connected, prefect_server, prepare_environment
 from flows.job import Job, load_job
@@ -40,7 +40,9 @@ def customize(name: str, profile: str, overrides: Sequence[str] = (), *, anew: b
     with prefect_server(job.root) as server:  # boots while torch and the others are imported
         from flows.customize import customize as flow
 
+        recovery.recover(job.root)
         with connected(server):
+            recovery.close_dead_flow_runs()
             return Outcome(**flow(name, profile, list(overrides)))
 
 
@@ -81,7 +83,7 @@ def continual(
     if mode == "independent" and not planning.to_do(plan):
         results = [concept_runs.settle(decision) for decision in plan]
         nothing: tuple[dict[str, Any], None] = {}, None
-        known = nothing if is_empty(root) else together.known(results, profile, overrides, open_store(root))
+        known = nothing if is_empty(root) else together.known(profile, overrides, open_store(root))
         if known is not None:
             settings = load_profile(profile, overrides)
             return RunSummary(mode, results, settings.continual.minimum_success, *known).to_json()

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.backbones import base_folder
 from components.concepts.concept import load_concept
-from components.errors import PureCCError
+from components.errors import InvalidInput, PureCCError
 from components.files import digest_of
 from components.settings import Profile, load_profile, project_root
 from components.tracking import bundles, registry
 from components.tracking.registry import Version
 from components.tracking.store import Store, open_store
-from flows.console import stderr
-from flows.job import load_job
+from flows.console import finite, stderr
 from flows.run_record import RunRecord
 from flows.run_summary import ConceptResult, RunSummary
 
@@ -40,30 +40,36 @@ class Pins:
         ]
 
 
-def pins_of(results: Sequence[ConceptResult], profile: str, overrides: Sequence[str]) -> Pins | None:
-    """The champions of the concepts of a run whose data is there; None where there is none."""
-    root = project_root()
-    store = open_store(root)
+def pins_of(profile: str, overrides: Sequence[str]) -> Pins | None:
+    """The champions on this base of all concepts whose data is here; None where there is none."""
+    root, settings = project_root(), load_profile(profile, overrides)
+    store, base = open_store(root), base_folder.fingerprint(base_folder.resolve(settings.base))
     found: dict[str, Version] = {}
-    for result in results:
-        if result.status in ("promoted", "reused", "refused", "left", "failed", "quarantined"):
-            champion = registry.by_alias(store, result.name)
-            if champion is not None:
-                found[result.name] = champion
+    for name, aliases in registry.list_models(store).items():
+        if registry.CHAMPION in aliases and name != bundles.NAME and _is_here(root, name):
+            champion = registry.version(store, name, aliases[registry.CHAMPION])
+            if champion.tags.get("base/fingerprint") == base:
+                found[name] = champion
     if not found:
         return None
-    settings = load_profile(profile, overrides)
-    evaluation = load_job(next(iter(found)), profile, overrides).evaluation("").inputs
     facts = {
         "version": _VERSION,
         "pins": {name: version.tags.get("adapter/digest") for name, version in found.items()},
-        "base": evaluation["base"],
-        "evaluators": evaluation["evaluators"],
+        "base": base,
+        "evaluators": settings.evaluation.evaluators.model_dump(mode="json"),
         "sampling": settings.evaluation.sampling.model_dump(mode="json"),
         "seed": settings.seed,
         "check": _check_settings(settings),
     }
     return Pins(found, digest_of(facts)[:40])
+
+
+def _is_here(root: Path, name: str) -> bool:
+    try:
+        load_concept(root / "data" / "concepts" / name)
+    except InvalidInput:
+        return False
+    return True
 
 
 def _check_settings(settings: Profile) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def _check_settings(settings: Profile) -> dict[str, Any]:
 
 
 def conclude(results: Sequence[ConceptResult], profile: str, overrides: Sequence[str], record: RunRecord) -> RunSummary:
-    """Check the champions together, unless these were checked before, and register their bundle.
+    """Check all champions of the project together, unless these were checked before, and register their bundle.
 
     A check that fails is a line of the summary: the champions stay what they are.
     """
@@ -80,7 +86,7 @@ def conclude(results: Sequence[ConceptResult], profile: str, overrides: Sequence
     checks: dict[str, Any] = {}
     bundle: dict[str, Any] | None = None
     try:
-        pins = pins_of(results, profile, overrides)
+        pins = pins_of(profile, overrides)
         if pins is not None:
             checks, bundle = _checked(pins, settings, record)
     except (PureCCError, OSError, RuntimeError) as error:
@@ -107,7 +113,7 @@ def _checked(pins: Pins, settings: Profile, record: RunRecord) -> tuple[dict[str
             "compose": settings.continual.compose,
             "base": {"path": settings.base.path},
             "concepts": pins.to_json(),
-            "checks": result.metrics,
+            "checks": finite(result.metrics),
         }
         version = bundles.register(
             record.store, record.run_id, key=pins.key, content=content, adapters=folders, refused=refused
@@ -155,11 +161,9 @@ def _bundle_facts(version: Version, pins: Pins) -> dict[str, Any]:
     return {"version": version.number, "status": version.status, "concepts": pins.to_json()}
 
 
-def known(
-    results: Sequence[ConceptResult], profile: str, overrides: Sequence[str], store: Store
-) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
-    """Checks and bundle of these champions if they were checked before, or have nothing to check; None: to be done."""
-    pins = pins_of(results, profile, overrides)
+def known(profile: str, overrides: Sequence[str], store: Store) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
+    """Checks and bundle of the champions if they were checked before, or have nothing to check; None: to be done."""
+    pins = pins_of(profile, overrides)
     if pins is None:
         return {}, None
     return _known(pins, store)

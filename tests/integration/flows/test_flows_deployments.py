@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -78,22 +79,29 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture
 def site(customized: Any, tmp_path: Path) -> Iterator[Site]:
-    """A customized project with a server of its own that runs schedules."""
+    """A customized project with a server of its own."""
+    with running_site(customized, tmp_path) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running_site(project: Any, folder: Path) -> Iterator[Site]:
+    """A project with a server of its own that runs schedules, and a work pool."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = customized.environment(
+    environment = project.environment(
         PREFECT_API_URL=f"http://127.0.0.1:{port}/api",
-        PREFECT_HOME=str(tmp_path / "prefect"),
+        PREFECT_HOME=str(folder / "prefect"),
         PREFECT_SERVER_ANALYTICS_ENABLED="false",
         PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="2",
         PREFECT_WORKER_QUERY_SECONDS="2",
     )
-    shutil.copytree(REPOSITORY / "infra" / "work-pools", customized.root / "infra" / "work-pools")
-    shutil.copy(REPOSITORY / "infra" / "prefect.yaml", customized.root / "infra")
+    shutil.copytree(REPOSITORY / "infra" / "work-pools", project.root / "infra" / "work-pools")
+    shutil.copy(REPOSITORY / "infra" / "prefect.yaml", project.root / "infra")
     for package in ("flows", "components"):  # deployments name their flows by a path below the project
-        (customized.root / package).symlink_to(REPOSITORY / package)
-    found = Site(customized, environment, tmp_path)
+        (project.root / package).symlink_to(REPOSITORY / package)
+    found = Site(project, environment, folder)
     server = found.spawn("server", "server", "start", "--no-ui", "--host", "127.0.0.1", "--port", str(port))
     try:
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from components.tracking.store import open_store
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 STEPS = 150
 NAME = ("customize", "spotted_star", "--profile", "micro", "--json")
@@ -55,3 +57,8 @@ def test_no_process_is_left_and_the_next_run_goes_on(customized: Any, number: si
     steps = [[json.loads(line)["step"] for line in history.read_text().splitlines()] for history in histories]
     assert list(range(1, STEPS + 1)) in steps
     assert not list((customized.root / ".purecc" / "work").glob("*/*"))
+    store = open_store(customized.root)
+    runs = store.client.search_runs([store.experiment("spotted_star")])
+    ended = {run.info.status for run in runs if run.data.tags.get("inputs/key") == runs[0].data.tags.get("inputs/key")}
+    assert "RUNNING" not in {run.info.status for run in runs}  # those of the dead process were closed
+    assert "KILLED" in ended
