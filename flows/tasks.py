@@ -91,14 +91,12 @@ def train_pure(session: Session, extractor: Artifact | None) -> Artifact:
     def make(work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
         from components.learning.pure import train_pure as train
 
-        learning = session.job.profile.learning
-        steps, title = (
-            learning.pure.steps,
-            f"training: {learning.method}" if parent is None else "stage 2: pure learning",
-        )
-        stage_run = session.stage("pure-learning", title, steps, work / "history.jsonl")
+        job, learning = session.job, session.job.profile.learning
+        title = f"training: {learning.method}" if parent is None else "stage 2: pure learning"
+        stage_run = session.stage("pure-learning", title, learning.pure.steps, work / "history.jsonl")
         with stage_run as running, _backbone(session) as backbone:
-            adapter = train(backbone, session.job.concept, session.job.profile, parent, work, running.tracker)
+            earlier = [learned.folder for learned in job.earlier]
+            adapter = train(backbone, job.concept, job.profile, parent, work, running.tracker, earlier=earlier)
             parents = () if extractor is None else (extractor.stage.key,)
             return _trained(session, stage, work, adapter, running.run.run_id, parents)
 

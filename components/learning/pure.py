@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def train_pure(
     work_dir: Path,
     tracker: Tracker,
     *,
+    earlier: Sequence[Path] = (),
     provenance: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train by `learning.method`, or go on with a training that was interrupted, and return the adapter folder.
@@ -34,6 +35,7 @@ def train_pure(
     Args:
         extractor: the adapter folder of stage 1 where `learning.has_extractor`, else None.
         work_dir: history, checkpoints, snapshots, previews and the adapter go here.
+        earlier: adapter folders of concepts learned before, beside those of `learning.earlier`; read by cifc alone.
         provenance: content of the adapter's provenance.json; None: the caller adds it.
 
     Raises:
@@ -57,6 +59,6 @@ def train_pure(
         PURE,
         more_texts=[] if "prior" in unread else prior_texts(concept),
         extractor=extractor,
-        earlier=() if "earlier" in unread else tuple(project_root() / folder for folder in learning.earlier),
+        earlier=() if "earlier" in unread else (*earlier, *(project_root() / folder for folder in learning.earlier)),
     )
     return train_stage(task, METHODS[learning.method], work_dir, tracker, provenance=provenance)

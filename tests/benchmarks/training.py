@@ -23,10 +23,10 @@ from components.backbones.interface import TextEncoding
 from components.backbones.sd3 import SD3Backbone
 from components.learning.cache import ConditionedBatch
 from components.learning.flow_matching import interpolate
-from components.learning.loop import Loss
 from components.learning.losses import flow_matching_loss
 from components.learning.methods.purecc import pure_learning_loss
 from components.learning.objective import guide, squared_error
+from components.learning.training import Loss
 from components.settings import Profile
 
 PLAIN = "plain LoRA"

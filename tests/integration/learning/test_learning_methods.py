@@ -390,6 +390,24 @@ def test_cifc_keeps_apart_from_earlier_concepts(
     assert float(given.loss().total) == pytest.approx(given.cc() + 0.3 * apart, rel=1e-4)
 
 
+def test_what_was_learned_before_may_be_given_by_the_caller(
+    backbone: SD3Backbone, concept: Concept, profile: MakeProfile, learned_before: Path, tmp_path: Path
+) -> None:
+    """As a sequence of concepts does it; other methods have no use for it."""
+    few = "learning.pure.steps=1"
+    stated = settings_of("cifc", profile, learned_before, few)
+    one = train_pure(backbone, concept, stated, None, tmp_path / "stated", NullTracker())
+    given = [learned_before]
+    settings = profile("learning.method=cifc", few)
+    two = train_pure(backbone, concept, settings, None, tmp_path / "given", NullTracker(), earlier=given)
+    alone = train_pure(backbone, concept, settings, None, tmp_path / "alone", NullTracker())
+    name = "adapter_model.safetensors"
+    assert (one / name).read_bytes() == (two / name).read_bytes() != (alone / name).read_bytes()
+    lora = profile("learning.method=lora", few)
+    train_pure(backbone, concept, lora, None, tmp_path / "lora", NullTracker(), earlier=given)
+    assert "loss/orthogonality" not in read_history(tmp_path / "lora" / "history.jsonl")[0]
+
+
 def test_cifc_refuses_what_is_no_earlier_lora(
     backbone: SD3Backbone, concept: Concept, profile: MakeProfile, tmp_path: Path
 ) -> None:
