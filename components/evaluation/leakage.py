@@ -41,12 +41,12 @@ def asks_for_another(prompts: Sequence[Prompt], background: str | None) -> NDArr
 
 
 def background_areas(layout: Layout) -> Counter[str]:
-    """Name -> pixels of what a segmenter that names things sees behind the objects."""
+    """Name -> pixels of what a segmenter that names things sees behind the foreground; empty if there is nothing."""
     areas: Counter[str] = Counter()
     for segment in layout.segments:
         if segment.name is not None and segment.name != OBJECT:
-            areas[segment.name] += int(segment.mask.sum())
-    return areas
+            areas[segment.name] += int((segment.mask & ~layout.foreground).sum())
+    return +areas  # without names of no pixel
 
 
 def common_background(layouts: Sequence[Layout]) -> str | None:

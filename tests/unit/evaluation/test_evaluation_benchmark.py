@@ -245,6 +245,14 @@ def test_leakage_by_area_counts_the_background_alone() -> None:
     np.testing.assert_allclose(shares, [1, 0.5, 0, np.nan])
 
 
+def test_the_subject_is_no_background_even_where_the_segmenter_has_a_name_for_it() -> None:
+    left, right, subject = halves()
+    named = Layout([Segment(left | right, "street"), Segment(subject, "dog")], subject, subject)
+    assert dict(leakage.background_areas(named)) == {"street": 48}
+    covered = Layout([Segment(subject, "dog")], subject, subject)
+    assert np.isnan(leakage.background_share([covered], "street")).all()
+
+
 def test_leakage_asks_only_where_another_background_was_asked_for() -> None:
     prompts = [
         Prompt(0, "a", "", "", True, {"background": "snow"}),
