@@ -21,7 +21,7 @@ from components.settings import Profile, load_profile, project_root
 from flows import server_probe
 
 # (package, its versions, rival, its versions): sets that pip accepts and that fail at run time.
-CONFLICTS = [("prefect", "<3.9", "fastapi", ">=0.151")]
+CONFLICTS = [("prefect", "<3.9", "fastapi", ">=0.151"), ("prefect", "<3.9", "sqlalchemy", ">=2.1")]
 FREE_SPACE_TINY, FREE_SPACE = 2 * 1024**3, 20 * 1024**3  # bytes
 
 

@@ -231,7 +231,7 @@ def kill_once(template: Path, root: Path, number: int, place: str, seconds: floa
         if found.champions != undisturbed.champions:
             problems.append(f"champions {found.champions}, undisturbed {undisturbed.champions}")
         if found.versions != undisturbed.versions:
-            problems.append("versions were lost or doubled")
+            problems.append(f"versions were lost or doubled: {found.versions}, undisturbed {undisturbed.versions}")
         problems += leftovers(root)
     except Exception as error:  # the row says it
         problems.append(f"{type(error).__name__}: {error}")
