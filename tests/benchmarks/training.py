@@ -157,7 +157,7 @@ def script_style(bench: Bench, *, pure: bool) -> Case:
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        float(loss)
+        loss.item()
 
     return step
 
@@ -186,8 +186,10 @@ def measure(folder: Path, profile: Profile, rounds: int) -> list[Row]:
     floors = {f"stage 2, {mode}": floor for mode, floor in MODES.items()} | {PLAIN: 1.0}
     notes = dict.fromkeys((SCRIPT_PLAIN, SCRIPT_PURE), "our re-creation of a script's loop")
     found = rows("training step", seconds, PLAIN, floors=floors, items=bench.size, notes=notes)
-    own, script = "stage 2, trainable", SCRIPT_PURE
-    return [*found, *rows("against the script-style loop", {own: seconds[own], script: seconds[script]}, own)[1:]]
+    for mode in ("trainable", "frozen"):  # the released code's mode, and the default here
+        own = f"stage 2, {mode}"
+        found += rows("against the script-style loop", {own: seconds[own], SCRIPT_PURE: seconds[SCRIPT_PURE]}, own)[1:]
+    return found
 
 
 def memory(folder: Path, profile: Profile, name: str) -> float:
