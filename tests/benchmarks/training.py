@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measuring import Case, Row, clock, interleaved, peak_mib, rows
+from measuring import Case, Row, clock, interleaved, resident_mib, rows
 from torch import Tensor, nn
 
 from components.backbones.interface import TextEncoding
 from components.backbones.sd3 import SD3Backbone
 from components.learning.cache import ConditionedBatch
 from components.learning.flow_matching import interpolate
-from components.learning.loop import Loss
 from components.learning.losses import flow_matching_loss
 from components.learning.methods.purecc import pure_learning_loss
 from components.learning.objective import guide, squared_error
+from components.learning.training import Loss
 from components.settings import Profile
 
 PLAIN = "plain LoRA"
@@ -193,11 +193,15 @@ def measure(folder: Path, profile: Profile, rounds: int) -> list[Row]:
 
 
 def memory(folder: Path, profile: Profile, name: str) -> float:
-    """MiB of three steps of one case; on a CPU of the whole process, to be called in a fresh one."""
+    """MiB at the peak of loading and three steps: of the GPU's allocator, or of a fresh process beyond its imports."""
     device = torch.device("cuda" if profile.base.device != "cpu" and torch.cuda.is_available() else "cpu")
+    make = cases_of(folder, profile)[name]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    step = cases_of(folder, profile)[name]()
+    before = resident_mib(peak=False)
+    step = make()
     for _ in range(3):
         step()
-    return peak_mib(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resident_mib(peak=True) - before
