@@ -25,6 +25,7 @@ from components.benchmark.outcome import Kept
 from components.benchmark.plan import Cell, Plan
 from components.evaluation.cells import write_cells
 from components.files import digest_of
+from components.secrets import redact
 from components.settings import project_root
 from components.tracking import runs
 from components.tracking.store import open_store
@@ -139,7 +140,7 @@ def _kept(cell: Cell, folder: str | Path) -> Kept:
 
 
 def _failure(cell: Cell, error: BaseException) -> Row:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = " ".join(redact(str(error)).split())[:300] or type(error).__name__
     names = {"method": cell.variant, "concept": cell.concept, "kind": "instance", "seed": cell.seed}
     return {**names, "step": cell.steps[-1], "scale": 1.0, "error": reason}
 

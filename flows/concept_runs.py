@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from components.errors import PureCCError
 from components.planning import Decision
+from components.secrets import redact
 from components.settings import ContinualSettings, load_profile, project_root
 from components.tracking import retirement
 from components.tracking.store import is_empty, open_store
@@ -118,7 +119,7 @@ def _here(name: str, profile: str, overrides: Sequence[str], budget: Budget) -> 
 def _unsuccessful(name: str, error: BaseException) -> ConceptResult:
     if isinstance(error, GatesRefused):
         return ConceptResult(name, "refused", error.outcome.reason, error.outcome.version)
-    reason = str(error) if isinstance(error, PureCCError) else f"{type(error).__name__}: {error}"
+    reason = redact(str(error) if isinstance(error, PureCCError) else f"{type(error).__name__}: {error}")
     logger.warning("%s failed, the others go on: %s", name, reason)
     return ConceptResult(name, "failed", reason)
 

@@ -11,6 +11,7 @@ from typing import Any
 from components.files import write_json
 from components.planning import Decision
 from components.provenance import code_version
+from components.secrets import redact, redact_values
 from components.settings import Profile
 from components.tracking import runs
 from components.tracking.store import Store, open_store
@@ -50,7 +51,7 @@ class RunRecord:
 
     def artifact(self, name: str, value: Any) -> Path:
         """Keep a JSON value as a file of the run."""
-        write_json(self.folder / name, finite(value))
+        write_json(self.folder / name, redact_values(finite(value)))
         return self.file(self.folder / name)
 
     def file(self, path: Path) -> Path:
@@ -68,7 +69,7 @@ class RunRecord:
         facts: dict[str, Any] = finite(replace(summary, run=self.run_id).to_json())
         self.artifact("summary.json", facts)
         for key in ("state", "message", "mode"):
-            self.store.client.set_tag(self.run_id, f"summary/{key}", str(facts[key])[:5000])
+            self.store.client.set_tag(self.run_id, f"summary/{key}", redact(str(facts[key]))[:5000])
         return facts
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from components.errors import PureCCError
 from components.files import digest_of
 from components.planning import Decision
+from components.secrets import redact
 from components.settings import Profile, load_profile
 from components.tracking import bundles
 from components.tracking.failures import failures
@@ -68,7 +69,7 @@ def learn(
             try:
                 jobs[name] = load_job(name, profile, overrides)
             except PureCCError as error:
-                results[name] = ConceptResult(name, "failed", str(error))
+                results[name] = ConceptResult(name, "failed", redact(str(error)))
                 record.note(results[name])
     course = _Course(jobs)
     budget = Budget(settings.continual)
@@ -100,7 +101,7 @@ def _one(name: str, course: _Course, budget: Budget, record: RunRecord) -> Conce
         row = _row([*course.learned, learned], course.jobs, record)
     except Exception as error:  # noqa: BLE001  (the failure of one concept is its own)
         del course.jobs[name]
-        reason = str(error) if isinstance(error, PureCCError) else f"{type(error).__name__}: {error}"
+        reason = redact(str(error) if isinstance(error, PureCCError) else f"{type(error).__name__}: {error}")
         logger.warning("%s failed, the others go on: %s", name, reason)
         return _timed(ConceptResult(name, "failed", reason), begun, budget)
     course.learned.append(learned)

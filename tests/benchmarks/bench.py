@@ -145,7 +145,7 @@ def memory(options: argparse.Namespace, folder: Path, names: list[str]) -> list[
         found[name] = float(json.loads(done.stdout)["peak_mib"])
     plain = next(iter(found))
     return [
-        Row("peak memory", name, value, "MiB", against=plain, ratio=value / found[plain], note="with imports")
+        Row("peak memory", name, value, "MiB", against=plain, ratio=value / found[plain], note="beyond imports")
         for name, value in found.items()
     ]
 

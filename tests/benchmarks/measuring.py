@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from components.provenance import library_versions
@@ -111,10 +113,14 @@ def rows(
     return found
 
 
-def peak_mib(device: torch.device) -> float:
-    """MiB: the most that this process has held so far, or that was allocated on the GPU since the last reset."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+def resident_mib(*, peak: bool) -> float:
+    """MiB of memory that this process holds now, or the most that it has held."""
+    if sys.platform == "linux":  # getrusage would give a process started by another the latter's peak, too
+        field = "VmHWM:" if peak else "VmRSS:"
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return float(next(line for line in lines if line.startswith(field)).split()[1]) / 2**10
+    if not peak:
+        return psutil.Process().memory_info().rss / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

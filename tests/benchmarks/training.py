@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measuring import Case, Row, clock, interleaved, peak_mib, rows
+from measuring import Case, Row, clock, interleaved, resident_mib, rows
 from torch import Tensor, nn
 
 from components.backbones.interface import TextEncoding
@@ -157,7 +157,7 @@ def script_style(bench: Bench, *, pure: bool) -> Case:
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        float(loss)
+        loss.item()
 
     return step
 
@@ -186,16 +186,22 @@ def measure(folder: Path, profile: Profile, rounds: int) -> list[Row]:
     floors = {f"stage 2, {mode}": floor for mode, floor in MODES.items()} | {PLAIN: 1.0}
     notes = dict.fromkeys((SCRIPT_PLAIN, SCRIPT_PURE), "our re-creation of a script's loop")
     found = rows("training step", seconds, PLAIN, floors=floors, items=bench.size, notes=notes)
-    own, script = "stage 2, trainable", SCRIPT_PURE
-    return [*found, *rows("against the script-style loop", {own: seconds[own], script: seconds[script]}, own)[1:]]
+    for mode in ("trainable", "frozen"):  # the released code's mode, and the default here
+        own = f"stage 2, {mode}"
+        found += rows("against the script-style loop", {own: seconds[own], SCRIPT_PURE: seconds[SCRIPT_PURE]}, own)[1:]
+    return found
 
 
 def memory(folder: Path, profile: Profile, name: str) -> float:
-    """MiB of three steps of one case; on a CPU of the whole process, to be called in a fresh one."""
+    """MiB at the peak of loading and three steps: of the GPU's allocator, or of a fresh process beyond its imports."""
     device = torch.device("cuda" if profile.base.device != "cpu" and torch.cuda.is_available() else "cpu")
+    make = cases_of(folder, profile)[name]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    step = cases_of(folder, profile)[name]()
+    before = resident_mib(peak=False)
+    step = make()
     for _ in range(3):
         step()
-    return peak_mib(device)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resident_mib(peak=True) - before

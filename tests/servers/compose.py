@@ -196,7 +196,8 @@ class Stack:
         if shutil.which(command[0]) is None:
             pytest.skip(f"no {command[0]}: apt-get install {command[0]}")
         name = service if number is None else f"{service}-{number}"
-        work = self.project if service == "worker" and self.project else self.folder / name
+        stated = self.services[service].get("working_dir")
+        work = self.folder / name if stated is None else Path(self.native(stated, service))
         work.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(

@@ -67,10 +67,10 @@ def test_the_password_of_a_pair_is_one_too(monkeypatch: pytest.MonkeyPatch) -> N
     assert redact("purecc says correct horse and purecc:correct horse") == f"purecc says {MASK} and {MASK}"
 
 
-user = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="-_.~"), min_size=1, max_size=20)
+words = st.text(st.sampled_from("abcXYZ019-_.~"), min_size=1, max_size=20)
 
 
-@given(user=user, password=user, host=st.sampled_from(["host", "127.0.0.1:5000", "[::1]:80"]), path=user)
+@given(words, words, st.sampled_from(["host", "127.0.0.1:5000", "[::1]:80"]), words)
 def test_an_address_is_parted_from_its_password(user: str, password: str, host: str, path: str) -> None:
     bare = f"https://{host}/{path}"
     full = f"https://{user}:{password}@{host}/{path}"

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from servers.compose import INFRA, Stack
+import yaml
+from servers.compose import INFRA, REPOSITORY, Stack
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +123,29 @@ def test_a_second_run_of_the_one_shot_services_changes_nothing(servers: Stack) -
         assert done.returncode == 0, done.stderr
     mlflow = f"{servers.mlflow_uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
     assert status(mlflow, "pipeline", servers.secret("mlflow_pipeline_password")) == 200
+
+
+def test_the_deployments_are_those_of_the_project(servers: Stack) -> None:
+    before, servers.project = servers.project, REPOSITORY
+    try:
+        servers.start("deployments")
+        servers.complete("deployments")
+    finally:
+        servers.project = before
+    user, _, password = servers.secret("prefect_auth").partition(":")
+    request = urllib.request.Request(f"{servers.prefect_url}/deployments/filter", data=b"{}", method="POST")
+    request.add_header("Content-Type", "application/json")
+    request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found = {deployment["name"]: deployment for deployment in json.load(answer)}
+    stated = yaml.safe_load((INFRA / "prefect.yaml").read_text())["deployments"]
+    assert {deployment["name"] for deployment in stated} <= set(found)
+    assert {deployment["work_pool_name"] for deployment in found.values()} == {"purecc"}
+    for deployment in stated:
+        schedules = found[deployment["name"]]["schedules"]
+        assert [each["schedule"]["cron"] for each in schedules] == [
+            each["cron"] for each in deployment.get("schedules", ())
+        ]
 
 
 def test_the_proxy_speaks_tls_and_lets_through_what_is_named(servers: Stack) -> None:
