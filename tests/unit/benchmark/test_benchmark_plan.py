@@ -6,6 +6,9 @@ import pytest
 
 from components.benchmark.plan import Plan, read_plan
 from components.errors import InvalidInput
+from components.settings import load_profile
+
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 PLAN = """
 profile: tiny
@@ -82,3 +85,15 @@ def test_a_wrong_plan_names_file_and_field(tmp_path: Path, change: str, field: s
     with pytest.raises(InvalidInput) as caught:
         read_plan(file)
     assert (caught.value.file, caught.value.field) == (file, field)
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "profiles" / "benchmarks").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_cell_of_a_shipped_plan_has_settings_that_its_method_reads(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PURECC_HOME", str(REPOSITORY))
+    plan = read_plan(file)
+    cells = [cell for cell in plan.cells() if (cell.concept, cell.seed) == (plan.concepts[0], plan.seeds[0])]
+    assert {cell.variant for cell in cells} == set(plan.variants)
+    for cell in cells:
+        load_profile(plan.profile, cell.overrides)
