@@ -119,7 +119,11 @@ def read_manifest(folder: Path) -> Mapping[str, str]:
     if not manifest.is_file():
         raise IntegrityError(f"{manifest}: missing; the folder is incomplete, make it again")
     stated: dict[str, str] = {}
-    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise IntegrityError(f"{manifest}: not text: {error}") from error
+    for number, line in enumerate(lines, 1):
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64:
             raise IntegrityError(f"{manifest}: line {number} is not 'digest  name': {line[:80]!r}")

@@ -45,8 +45,10 @@ def safetensors_problem(file: Path) -> str | None:
         try:
             header = json.loads(stream.read(length))
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, TypeError, LookupError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return f"{file}: not a safetensors file"
+    if not all(isinstance(end, int) for end in ends):
+        return f"{file}: not a safetensors file"
     expected = 8 + length + max(ends, default=0)
     return None if expected == size else f"{file}: {size} bytes where its header states {expected}"
 

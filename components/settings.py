@@ -74,6 +74,16 @@ class Gate(Settings):
     better: Literal["higher", "lower"] = "higher"
 
 
+class PromotionSettings(Settings):
+    """What a version needs, besides its gates, to become the champion."""
+
+    servability: bool = Field(True, description="a fresh process loads it as consumers do and draws the recorded image")
+    tolerance: float = Field(2.0, ge=0, description="mean difference to the recorded image, of 255")
+    minimum_effect: float = Field(0.01, ge=0, description="mean difference to the base's image of the prompt, of 255")
+    approval: bool = Field(False, description="a person has to agree, on Prefect's page")
+    public_key: str | None = Field(None, description="only adapters signed with its private key; a PEM file")
+
+
 class ContinualSettings(Settings):
     """A run over many concepts."""
 
@@ -114,6 +124,7 @@ class Profile(Settings):
     learning: LearningSettings
     evaluation: EvaluationSettings
     gates: dict[str, Gate]
+    promotion: PromotionSettings = PromotionSettings()
     continual: ContinualSettings = ContinualSettings()
 
     def digest(self, *sections: str) -> str:

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import components.quiet  # noqa: F401  (before every dependency)
-from flows import cli_benchmark, cli_concepts, cli_continual, cli_models
+from flows import cli_benchmark, cli_concepts, cli_continual, cli_export, cli_gc, cli_models
 from flows.cli_options import DEFAULT_PROFILE, Json, Name, ProfileName, Set
 from flows.console import FAILED, WRONG_USE, WrongUse, arguments, command, stdout
 
@@ -37,6 +37,8 @@ app = typer.Typer(
 )
 app.add_typer(cli_concepts.app, name="concepts")
 app.add_typer(cli_models.app, name="models")
+app.command("gc")(cli_gc.gc)
+app.command("export")(cli_export.export)
 app.command()(cli_benchmark.benchmark)
 app.command()(cli_continual.plan)
 app.command()(cli_continual.continual)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -53,7 +55,7 @@ def show(name: Name, as_json: Json = False) -> None:
 
 @app.command()
 def promote(name: Name, version: VersionNumber, as_json: Json = False) -> None:
-    """Make a version that passed its gates the champion."""
+    """Make a version that passed its gates and can be served the champion."""
     with command(as_json) as output:
         from components.tracking import promotion, registry
 
@@ -67,12 +69,16 @@ def promote(name: Name, version: VersionNumber, as_json: Json = False) -> None:
 
 
 @app.command()
-def rollback(name: Name, as_json: Json = False) -> None:
+def rollback(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="kept with the version that is left")] = "no reason was given",
+    as_json: Json = False,
+) -> None:
     """Give the champion alias back to the previous champion."""
     with command(as_json) as output:
         from components.tracking import promotion
 
-        left, champion = promotion.rollback(_store(name), name)
+        left, champion = promotion.rollback(_store(name), name, reason)
         facts = {"name": name, "champion": champion, "rolled_back": left}
         message = f"{escape(name)}: version {champion} is the champion again, instead of version {left}"
         output.result(facts, lambda: stdout.print(message))
@@ -84,7 +90,7 @@ def verify(
     version: Annotated[int | None, typer.Option(min=1, help="default: every version with an alias")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check the bytes of versions against their digests."""
+    """Check versions: their bytes, gate report, data and base, recorded picture and signature."""
     with command(as_json) as output:
         from components.tracking import promotion, registry
 
@@ -99,11 +105,47 @@ def verify(
             raise typer.Exit(FAILED)
 
 
+@app.command()
+def repair(name: Name, as_json: Json = False) -> None:
+    """Complete or undo a promotion that was cut off; replace a champion that was deleted or whose bytes are gone."""
+    with command(as_json) as output:
+        from components.tracking import succession
+
+        found = succession.reconcile(_store(name), name, replace_broken=True)
+        nothing = {"name": name, "action": "none", "detail": "nothing was wrong"}
+        facts = found.to_json() if found else nothing
+        output.result(facts, lambda: stdout.print(escape(f"{facts['action']}: {facts['detail']}"), soft_wrap=True))
+        if found is not None and found.action == "lost":
+            raise typer.Exit(FAILED)
+
+
+@app.command()
+def sign(
+    name: Name,
+    version: VersionNumber,
+    key: Annotated[Path, typer.Option(help="the private key, a PEM file", envvar="PURECC_SIGNING_KEY")],
+    as_json: Json = False,
+) -> None:
+    """Sign the bytes of a version; PURECC_SIGNING_PASSWORD decrypts the key."""
+    with command(as_json) as output:
+        from components.tracking import registry, signing
+
+        store = _store(name)
+        with arguments():
+            registry.version(store, name, version)
+        with registry.adapter_folder(store, name, version) as folder:
+            bundle = signing.sign(folder, key, os.environ.get(signing.PASSWORD))
+        registry.set_tags(store, name, version, {signing.TAG: bundle})
+        facts = {"name": name, "version": version, "signed": True}
+        output.result(facts, lambda: stdout.print(f"{escape(name)}: version {version} is signed"))
+
+
 def _store(name: str) -> Any:
     """The store, where an adapter of that name is registered."""
     from components.errors import InvalidInput
     from components.settings import project_root
-    from components.tracking.store import is_empty, open_store
+    from components.tracking.store import is_empty
+    from flows.locks import open_shared_store
 
     with arguments():
         root = project_root()
@@ -111,7 +153,7 @@ def _store(name: str) -> Any:
             raise InvalidInput(f"no adapter of {name!r} is registered", mend="train one first: purecc customize NAME")
         from components.tracking import registry
 
-        store = open_store(root)
+        store = open_shared_store(root)
         registry.require_registered(store, name)
         return store
 

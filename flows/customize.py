@@ -5,7 +5,8 @@
 
 The concept's folder is validated; stage 1 learns what the concept is (the representation extractor); stage 2 teaches
 the model that and nothing else (pure learning); the result is compared with the original model, picture by picture;
-and if every gate is passed it becomes the champion that consumers load.
+and if every gate is passed, a fresh process can serve it and, where the profile asks for it, a person agrees, it
+becomes the champion that consumers load.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows import recovery, tasks
+from flows import approval, recovery, tasks
 from flows.job import load_job
 from flows.outcome import GatesRefused
 from flows.session import open_session
@@ -38,11 +39,17 @@ def customize(name: str, profile: str = "tiny", overrides: Sequence[str] = ()) -
     """
     recovery.announce()
     job = load_job(name, profile, overrides)
+    if job.profile.promotion.approval:
+        approval.require_server()
     with open_session(job) as session:
         tasks.validate(session)
         extractor = tasks.train_extractor(session) if job.trains_extractor else None
         adapter = tasks.train_pure(session, extractor)
         evaluation = tasks.evaluate(session, adapter)
+        if job.profile.promotion.approval:
+            version, gates = tasks.bless(session, adapter, evaluation)
+            if gates.passed:
+                approval.ask(session, version, gates)
         outcome = tasks.promote(session, extractor, adapter, evaluation)
     if outcome.refused:
         raise GatesRefused(outcome)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from components.concepts.texts import PLACEHOLDER
 from components.errors import InvalidInput
 from components.tracking import promotion, registry, runs
 from components.tracking.gates import GateReport, judge
 from components.tracking.registry import Version
 from flows import stages
+from flows.console import stderr
 from flows.job import Job
 from flows.outcome import Outcome
 from flows.session import Session
@@ -21,7 +25,6 @@ from flows.stages import Artifact
 logger = logging.getLogger(__name__)
 
 Evaluate = Callable[[Session, Path], Artifact]
-_ATTEMPTS = 3
 
 
 def conclude(
@@ -29,22 +32,32 @@ def conclude(
 ) -> Outcome:
     """Register, judge, report, and promote what passed; judged again if another run promotes meanwhile."""
     version = _register(session, adapter, evaluation)
-    for attempt in range(1, _ATTEMPTS + 1):
-        champion = registry.by_alias(session.store, session.job.name)
-        against = champion if champion is not None and champion.number != version.number else None
-        gates = _judge(session, version, evaluation, against, evaluate)
-        if not gates.passed:
-            break
-        try:
-            replaced = promotion.promote(
-                session.store, session.job.name, version.number, judged=(against.number if against else None,)
-            )
-        except promotion.ChampionChanged:
-            if attempt == _ATTEMPTS:
-                raise
-            continue
-        return _finish(session, "promoted", version, gates, (extractor, adapter, evaluation), replaced)
-    return _finish(session, "refused", version, gates, (extractor, adapter, evaluation), None)
+    artifacts = (extractor, adapter, evaluation)
+    judge_against = functools.partial(_judge, session, version, evaluation, evaluate)
+    try:
+        gates, replaced = promotion.promote_best(
+            session.store, session.job.name, version.number, judge_against, public_key=_public_key(session.job)
+        )
+    except promotion.PromotionRefused as refusal:  # by a blessing other than the gates
+        version = registry.version(session.store, session.job.name, version.number)
+        gates = GateReport.from_json(json.loads(version.tags["gate/table"]))
+        return _finish(session, "refused", version, gates, artifacts, None, refusal=str(refusal))
+    status = "promoted" if gates.passed else "refused"
+    return _finish(session, status, version, gates, artifacts, replaced)
+
+
+def bless(session: Session, adapter: Artifact, evaluation: Artifact, evaluate: Evaluate) -> tuple[Version, GateReport]:
+    """Register and judge without promoting: what a person is asked about."""
+    version = _register(session, adapter, evaluation)
+    champion = registry.by_alias(session.store, session.job.name)
+    against = champion if champion is not None and champion.number != version.number else None
+    gates = _judge(session, version, evaluation, evaluate, against)
+    return registry.version(session.store, session.job.name, version.number), gates
+
+
+def _public_key(job: Job) -> Path | None:
+    stated = job.profile.promotion.public_key
+    return job.root / stated if stated else None
 
 
 def _register(session: Session, adapter: Artifact, evaluation: Artifact) -> Version:
@@ -62,21 +75,58 @@ def _register(session: Session, adapter: Artifact, evaluation: Artifact) -> Vers
     }
     sampling = job.profile.evaluation.sampling.model_dump(mode="json")
     base = {"settings": job.profile.base.model_dump(mode="json"), "fingerprint": job.base, "sampling": sampling}
-    return registry.register(
-        session.store, job.name, adapter.folder / "adapter", run_id=session.run_id, base=base, tags=tags
-    )
+    with tempfile.TemporaryDirectory(prefix="purecc-") as folder:
+        return registry.register(
+            session.store,
+            job.name,
+            adapter.folder / "adapter",
+            run_id=session.run_id,
+            base=base,
+            tags=tags,
+            recording=_recording(job, evaluation.folder / "evaluation", Path(folder) / "recording"),
+        )
+
+
+def _recording(job: Job, evaluation: Path, folder: Path) -> Path | None:
+    """The first picture of the evaluation that shows the concept, to travel with the model."""
+    from components.evaluation.result import EvaluationResult
+    from components.serving.recording import write_recording
+    from components.serving.requests import ImageRequest
+
+    sampling = job.profile.evaluation.sampling
+    for row in EvaluationResult.from_json(evaluation).rows:
+        if row["has_concept"]:
+            request = ImageRequest(
+                prompt=row["complete"].replace(PLACEHOLDER, f"<{job.name}>"),
+                seed=row["seed"],
+                steps=sampling.steps,
+                guidance=sampling.guidance_scale,
+            )
+            return write_recording(folder, request, evaluation / row["images"]["custom"])
+    return None
 
 
 def _judge(
-    session: Session, version: Version, evaluation: Artifact, against: Version | None, evaluate: Evaluate
+    session: Session, version: Version, evaluation: Artifact, evaluate: Evaluate, against: Version | None
 ) -> GateReport:
+    """Both blessings: the gates against the champion, then, if they are passed, a fresh process that serves it."""
+    settings, job = session.job.profile.promotion, session.job
     metrics, gates = evaluation.facts["metrics"], session.job.profile.gates
     report = judge(metrics, gates, champion_metrics(session, against, evaluate))
     digest = against.tags.get("adapter/digest") if against else None
     key = promotion.judgement_key(metrics, gates, digest)
-    promotion.record_judgement(session.store, session.job.name, version.number, report, key=key, against=digest)
+    requires = [name for name in ("servability", "approval") if getattr(settings, name)]
+    promotion.record_judgement(
+        session.store, job.name, version.number, report, key=key, against=digest, requires=requires
+    )
     # Only a judged version says what it was made from: the planner and the next run take it as settled.
-    registry.set_tags(session.store, session.job.name, version.number, session.job.inputs.tags)
+    registry.set_tags(session.store, job.name, version.number, job.inputs.tags)
+    if report.passed and settings.servability:
+        from components.tracking import servability
+
+        stderr.print("a fresh process loads and draws with it ...", style="dim")
+        base = job.root / job.profile.base.path
+        servability.bless(session.store, job.name, version.number, settings, base=base if base.is_dir() else None)
     return report
 
 
@@ -103,6 +153,7 @@ def _finish(
     gates: GateReport,
     artifacts: tuple[Artifact | None, Artifact, Artifact],
     replaced: int | None,
+    refusal: str | None = None,
 ) -> Outcome:
     job = session.job
     path = write_report(session, version, gates, artifacts)
@@ -111,13 +162,15 @@ def _finish(
     session.tag("registry/version", str(version.number))
     if not gates.passed:
         session.tag("gate/refused", gates.refusal)
+    if refusal is not None:
+        session.tag("promotion/refused", refusal)
     champion = registry.aliases(session.store, job.name).get(registry.CHAMPION)
     return Outcome(
         name=job.name,
         status=status,
         version=version.number,
         champion=champion,
-        reason=gates.refusal or "every gate is passed",
+        reason=refusal or gates.refusal or "every gate is passed",
         run=session.run_id,
         report=str(path),
         profile=job.profile.name,
@@ -125,7 +178,7 @@ def _finish(
         gates=gates.to_json(),
         metrics=artifacts[2].facts["metrics"],
         reused=[each.stage.name for each in artifacts if each is not None and each.reused],
-        refused=not gates.passed,
+        refused=status == "refused",
     )
 
 

@@ -11,8 +11,9 @@ from components.provenance import library_versions
 from components.secrets import redact
 from components.tracking import runs
 from components.tracking.runs import RunTracker
-from components.tracking.store import Store, open_store
+from components.tracking.store import Store
 from flows.job import Job
+from flows.locks import open_shared_store
 from flows.progress import Display, StageProgress, display
 
 
@@ -54,7 +55,7 @@ class StageRun:
 @contextlib.contextmanager
 def open_session(job: Job) -> Iterator[Session]:
     """The parent run of one customize."""
-    store = open_store(job.root)
+    store = open_shared_store(job.root)
     tags = {
         "purecc/concept": job.name,
         "purecc/profile": job.profile.name,

@@ -18,7 +18,8 @@ from components.errors import PureCCError
 from components.files import MANIFEST, atomic_folder, write_json
 from components.provenance import PROVENANCE, Provenance, library_versions
 from components.tracking import runs
-from components.tracking.registry import content_digest
+from components.tracking.gates import GateReport
+from components.tracking.registry import Version, content_digest
 from flows import judgement, stages
 from flows.console import finite, stderr
 from flows.outcome import Outcome
@@ -109,6 +110,12 @@ def evaluate(session: Session, adapter: Artifact) -> Artifact:
     artifact = _noted(session, evaluation_of(session, adapter.folder / "adapter"))
     runs.log_final(session.store, session.run_id, artifact.facts["metrics"])
     return artifact
+
+
+@task(name="bless", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=transient)
+def bless(session: Session, adapter: Artifact, evaluation: Artifact) -> tuple[Version, GateReport]:
+    """Register and judge the adapter, for a person who is asked before it is promoted."""
+    return judgement.bless(session, adapter, evaluation, evaluation_of)
 
 
 @task(name="promote", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=transient)

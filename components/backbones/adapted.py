@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -189,6 +189,22 @@ class AdaptedTransformer:
 
     def load_lora(self, name: str, weights: dict[str, Tensor]) -> None:
         lora_module.load_parameters(self.transformer, name, weights)
+
+    def load_embeddings(self, name: str, values_NRD: Tensor) -> None:
+        """Overwrite an adapter's embeddings.
+
+        Raises:
+            ValueError: it has none, or the shape is another.
+        """
+        embeddings = self[name].embeddings
+        if embeddings is None or values_NRD.shape != embeddings.Y_NRD.shape:
+            raise ValueError(f"embeddings {tuple(values_NRD.shape)}, the base has {self.embedding_shape}")
+        with torch.no_grad():
+            embeddings.Y_NRD.copy_(values_NRD)
+
+    def rename_concept(self, name: str, concept: str) -> None:
+        """Say which concept an adapter knows."""
+        self._adapters[name] = replace(self[name], concept=concept)
 
     def use_gradient_checkpointing(self, wanted: bool) -> None:
         """Recompute blocks in the backward pass, each under the adapter and embeddings of its own forward pass."""

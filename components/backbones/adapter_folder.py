@@ -135,6 +135,15 @@ def read(folder: Path) -> AdapterFiles:
     )
 
 
+def read_identity(folder: Path) -> dict[str, str]:
+    """Concept, base fingerprint, placeholder and rows of an adapter folder, by the header of its embeddings file.
+
+    Raises:
+        InvalidInput: the file is missing or corrupt.
+    """
+    return _read_safetensors(folder / EMBEDDINGS)[0]
+
+
 def _order_metadata(file: Path) -> None:
     """Sort a safetensors file's metadata, which the library writes in random order: equal adapters, equal bytes."""
     content = file.read_bytes()
@@ -160,6 +169,8 @@ def _read_safetensors(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     except (SafetensorError, OSError) as error:
         raise InvalidInput(f"not a readable safetensors file: {error}", file=file) from error
     for name, value in tensors.items():
+        if not value.is_floating_point():
+            raise InvalidInput(f"{name} holds {value.dtype}, not floating-point numbers", file=file)
         if not torch.isfinite(value).all():
             raise InvalidInput(f"{name} holds values that are not finite", file=file, mend="train the adapter again")
     return metadata, tensors
@@ -172,12 +183,23 @@ def _read_lora(folder: Path) -> tuple[LoraSettings | None, dict[str, Tensor]]:
         return None, {}
     try:
         stated: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise InvalidInput(f"not JSON: {error}", file=folder / CONFIG) from error
+    if not isinstance(stated, dict):
+        raise InvalidInput("not a JSON object", file=folder / CONFIG)
+    _, tensors = _read_safetensors(folder / PEFT_WEIGHTS)
+    weights = {name.removeprefix(_PEFT_PREFIX): value for name, value in tensors.items()}
     try:
         lora = LoraSettings(rank=stated["r"], alpha=stated["lora_alpha"], blocks=stated.get("layers_to_transform"))
     except (KeyError, ValueError) as error:
         raise InvalidInput(f"no rank and alpha: {error}", file=folder / CONFIG) from error
+    # before layers of that rank are made
+    downward = {key: value for key, value in weights.items() if key.endswith(".lora_A.weight")}
+    if not downward:
+        raise InvalidInput("no LoRA weights", file=folder / PEFT_WEIGHTS)
+    for key, value in downward.items():
+        if value.ndim != 2 or value.shape[0] != lora.rank:
+            raise InvalidInput(f"{key} is {tuple(value.shape)}, not of rank {lora.rank}", file=folder / PEFT_WEIGHTS)
     expected = lora_config(lora).to_dict()
     # what changes the arithmetic and is not what this project writes would be ignored in silence
     for name in (
@@ -192,7 +214,7 @@ def _read_lora(folder: Path) -> tuple[LoraSettings | None, dict[str, Tensor]]:
     ):
         if name in stated and stated[name] != expected[name]:
             raise InvalidInput(f"{stated[name]!r} is not supported", file=folder / CONFIG, field=name)
-    if set(stated.get("target_modules") or ()) != set(TARGETS):
+    targets = stated.get("target_modules")
+    if not isinstance(targets, list) or sorted(map(str, targets)) != sorted(TARGETS):
         raise InvalidInput(f"other modules than {list(TARGETS)}", file=folder / CONFIG, field="target_modules")
-    _, tensors = _read_safetensors(folder / PEFT_WEIGHTS)
-    return lora, {name.removeprefix(_PEFT_PREFIX): value for name, value in tensors.items()}
+    return lora, weights

@@ -56,20 +56,7 @@ def load(backbone: SD3Backbone, folder: Path, name: str) -> None:
         InvalidInput: made for another base or placeholder, keys that match nothing or are missing, wrong shapes, values
             that are not finite, or an adapter that changes nothing.
     """
-    files = adapter_folder.read(folder)
-    if files.base_fingerprint != backbone.fingerprint:
-        raise InvalidInput(
-            f"made for the base {files.base_fingerprint[:12]}, this is {backbone.fingerprint[:12]}",
-            file=folder,
-            mend="use the base it was trained on, or train it again",
-        )
-    if (files.placeholder, files.rows) != (backbone.settings.placeholder, backbone.tokenizer.rows_per_mention):
-        raise InvalidInput(
-            f"trained with the placeholder {files.placeholder!r} of {files.rows} rows",
-            file=folder,
-            field="base.placeholder",
-            mend="set the profile's placeholder to it",
-        )
+    files = _read_fitting(backbone, folder)
     try:
         backbone.create_adapter(
             name,
@@ -87,6 +74,63 @@ def load(backbone: SD3Backbone, folder: Path, name: str) -> None:
     except InvalidInput as error:
         backbone.remove_adapter(name)
         raise InvalidInput(error.problem, file=folder, field=error.field, mend=error.mend) from error
+
+
+def _read_fitting(backbone: SD3Backbone, folder: Path) -> adapter_folder.AdapterFiles:
+    """The files of an adapter folder, if it was made for this base and its placeholder."""
+    files = adapter_folder.read(folder)
+    if files.base_fingerprint != backbone.fingerprint:
+        raise InvalidInput(
+            f"made for the base {files.base_fingerprint[:12]}, this is {backbone.fingerprint[:12]}",
+            file=folder,
+            mend="use the base it was trained on, or train it again",
+        )
+    if (files.placeholder, files.rows) != (backbone.settings.placeholder, backbone.tokenizer.rows_per_mention):
+        raise InvalidInput(
+            f"trained with the placeholder {files.placeholder!r} of {files.rows} rows",
+            file=folder,
+            field="base.placeholder",
+            mend="set the profile's placeholder to it",
+        )
+    return files
+
+
+def replace(backbone: SD3Backbone, folder: Path, name: str) -> None:
+    """Put the adapter of a folder in the place of a loaded one: its values are overwritten, nothing is reloaded.
+
+    Adapters of one family share rank and targets; one that does not, or that changes weights of the base, is loaded
+    anew under the same name.
+
+    Raises:
+        IntegrityError, InvalidInput: as `load`; what was loaded stays as it was.
+    """
+    files, before = _read_fitting(backbone, folder), backbone.adapted[name]
+    shape = None if files.embeddings_NRD is None else files.embeddings_NRD.shape
+    held = None if before.embeddings is None else before.embeddings.Y_NRD.shape
+    if files.lora != before.lora or shape != held or files.weights or before.weights:
+        load(backbone, folder, f"{name}_next")  # whether it can be used shows before the old one goes
+        backbone.remove_adapter(f"{name}_next")
+        backbone.remove_adapter(name)
+        load(backbone, folder, name)
+        return
+    kept = {
+        kind: {key: value.detach().clone() for key, value in named.items()}
+        for kind, named in backbone.parameters(name).items()
+    }
+    try:
+        if files.lora is not None:
+            _copy_lora(backbone, name, files, folder)
+        if files.embeddings_NRD is not None:
+            backbone.adapted.load_embeddings(name, files.embeddings_NRD)
+        backbone.adapted.rename_concept(name, files.concept)
+        assert_has_effect(backbone, name)
+    except InvalidInput as error:
+        backbone.adapted.rename_concept(name, before.concept)
+        if "lora" in kept:
+            backbone.adapted.load_lora(name, kept["lora"])
+        if "embeddings" in kept:
+            backbone.adapted.load_embeddings(name, kept["embeddings"]["Y_NRD"])
+        raise InvalidInput(error.problem, file=folder) from error
 
 
 def _copy_lora(backbone: SD3Backbone, name: str, files: adapter_folder.AdapterFiles, folder: Path) -> None:

@@ -16,6 +16,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from components.backbones.weights import base_weights
 from components.errors import InvalidInput
 from components.settings import LoraSettings
 
@@ -140,6 +141,38 @@ def load_parameters(transformer: nn.Module, adapter: str, values: Mapping[str, T
     with torch.no_grad():
         for name, parameter in parameters_of(transformer, adapter).items():
             parameter.copy_(values[name])
+
+
+@contextmanager
+def folded(
+    transformer: nn.Module, adapter: str | None, differences: Mapping[str, Tensor] | None = None
+) -> Iterator[None]:
+    """Within, the adapter's update is part of the base's weights, W + (alpha / r) B A, and no LoRA layer acts.
+
+    Afterwards the weights are the saved ones, bit for bit.
+
+    Args:
+        adapter: whose LoRA; None: none.
+        differences: name of a weight of the base -> what is added to it besides.
+    """
+    updates: list[tuple[Tensor, Tensor]] = []
+    for layer in layers_of(transformer, adapter).values() if adapter is not None else ():
+        weight = layer.get_base_layer().weight
+        assert isinstance(weight, Tensor)
+        assert adapter is not None
+        updates.append((weight, layer.get_delta_weight(adapter)))
+    named = base_weights(transformer) if differences else {}
+    updates += [(named[name], value) for name, value in (differences or {}).items()]
+    kept = [(weight, weight.detach().clone()) for weight, _ in updates]
+    with torch.no_grad():
+        for weight, update in updates:
+            weight += update.to(weight.dtype)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, before in reversed(kept):
+                weight.copy_(before)
 
 
 def scale_lora(transformer: nn.Module, adapter: str, factor: float) -> None:

@@ -77,9 +77,9 @@ class SD3Backbone(Backbone):
         """
         backbone = cls(base_folder.resolve(settings), settings)
         if "text" in parts:
-            backbone._text_encoders()
+            backbone.text_encoders()
         if "vae" in parts:
-            backbone._autoencoder()
+            backbone.autoencoder()
         return backbone
 
     def free(self, *parts: str) -> None:
@@ -119,23 +119,24 @@ class SD3Backbone(Backbone):
     # texts and images
 
     def encode_text(self, prompts: Sequence[str]) -> TextEncoding:
-        encode = self._text_encoders()
+        encode = self.text_encoders()
         batches = [prompts[start : start + _TEXT_BATCH] for start in range(0, len(prompts), _TEXT_BATCH)]
         return TextEncoding.cat([encode(batch) for batch in batches])
 
     @torch.no_grad()
     def encode_image(self, images_BCHW: Tensor) -> Tensor:
-        vae = self._autoencoder()
+        vae = self.autoencoder()
         mode_BCHW = vae.encode(images_BCHW.to(self._device, self._dtype)).latent_dist.mode().float()
         return (mode_BCHW - vae.config.shift_factor) * vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        vae = self._autoencoder()
+        vae = self.autoencoder()
         latents_BCHW = latents_BCHW / vae.config.scaling_factor + vae.config.shift_factor
         return vae.decode(latents_BCHW.to(self._device, self._dtype), return_dict=False)[0].float().clamp(-1, 1)
 
-    def _text_encoders(self) -> TextEncoders:
+    def text_encoders(self) -> TextEncoders:
+        """The text encoders, loaded when first asked for."""
         if self._text is None:
             width = int(self.transformer.config.joint_attention_dim)
             self._text = TextEncoders(
@@ -143,7 +144,8 @@ class SD3Backbone(Backbone):
             )
         return self._text
 
-    def _autoencoder(self) -> Any:
+    def autoencoder(self) -> Any:
+        """The autoencoder, loaded when first asked for."""
         if self._vae is None:
             from diffusers import AutoencoderKL
 
@@ -288,6 +290,10 @@ class SD3Backbone(Backbone):
     def load_adapter(self, folder: Path, name: str) -> None:
         """Load an adapter folder under a name, see `components.backbones.adapter_loading.load`."""
         adapter_loading.load(self, folder, name)
+
+    def replace_adapter(self, folder: Path, name: str) -> None:
+        """Put the adapter of a folder in the place of a loaded one, see `components.backbones.adapter_loading`."""
+        adapter_loading.replace(self, folder, name)
 
     def scale_adapter(self, name: str, factor: float) -> None:
         self.adapted.scale(name, factor)

@@ -27,12 +27,25 @@ def load_tokenizer(folder: Path, *, placeholder: str, max_sequence_length: int) 
     Raises:
         InvalidInput: the placeholder is not one token.
     """
+    t5 = has_part(folder, "text_encoder_3")
+    return load_tokenizers(folder, placeholder=placeholder, max_sequence_length=max_sequence_length, t5=t5)
+
+
+def load_tokenizers(folder: Path, *, placeholder: str, max_sequence_length: int, t5: bool) -> PromptTokenizer:
+    """The tokenizers below a folder.
+
+    Args:
+        t5: whether the family has T5.
+
+    Raises:
+        InvalidInput: the placeholder is not one token.
+    """
     from transformers import AutoTokenizer, CLIPTokenizer
 
     clip = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     clip_2 = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
-    t5 = AutoTokenizer.from_pretrained(folder / "tokenizer_3") if has_part(folder, "text_encoder_3") else None
-    return PromptTokenizer(clip, clip_2, t5, placeholder=placeholder, max_sequence_length=max_sequence_length)
+    t5_tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer_3") if t5 else None
+    return PromptTokenizer(clip, clip_2, t5_tokenizer, placeholder=placeholder, max_sequence_length=max_sequence_length)
 
 
 def clip_config(folder: Path, part: str, eos_token_id: int) -> Any:

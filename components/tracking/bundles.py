@@ -25,6 +25,8 @@ from components.tracking.store import Store
 NAME = "bundle"
 FILE = "bundle.json"
 _KEY = "bundle/key"
+PINS = "bundle/pins"
+"""Tag: JSON, concept -> version."""
 _FOLDER = "bundle"
 
 
@@ -65,7 +67,7 @@ def register(
                 store.client.create_registered_model(name)
             source = f"{store.client.get_run(run_id).info.artifact_uri}/{_FOLDER}"
             pins = json.dumps(content["concepts"], separators=(",", ":"))
-            tags = {_KEY: key, "bundle/pins": pins, "run": run_id}
+            tags = {_KEY: key, PINS: pins, "run": run_id}
             created = store.client.create_model_version(name, source, run_id, tags=tags)
             found = registry.version(store, NAME, int(created.version))
         status = {"gate/status": "refused" if refused else "passed", "gate/refused": refused}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,6 +56,11 @@ class GateReport:
 
     def to_json(self) -> list[dict[str, Any]]:
         return [result.to_json() for result in self.results]
+
+    @classmethod
+    def from_json(cls, rows: Iterable[Mapping[str, Any]]) -> GateReport:
+        """What `to_json` gave."""
+        return cls(tuple(GateResult(**row) for row in rows))
 
 
 def _finite(values: Mapping[str, float] | None, metric: str) -> float | None:

@@ -1,12 +1,12 @@
-"""The model behind `models:/purecc-<concept>@champion`: prompts in, PNG bytes out (MLflow models-from-code).
+"""The model behind `models:/purecc-<concept>@champion`: requests in, PNG bytes out (MLflow models-from-code).
 
-The adapter travels inside the model; the base is referenced by path or hub id and by fingerprint. `PURECC_BASE` says
-where the base lies, if not below the project that holds the tracking store, `PURECC_HOME` or the working directory.
+The adapter travels inside the model, and so does the code that it needs; the base is referenced by path or hub id and
+by fingerprint. `PURECC_BASE` says where the base lies, if not below the project that holds the tracking store,
+`PURECC_HOME` or the working directory.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path
@@ -23,53 +23,55 @@ class PureCCModel(PythonModel):
         """Load the base and the adapter.
 
         Raises:
+            IntegrityError: the adapter's files are not those of its manifest.
             InvalidInput: the base is not the one that the adapter was trained on, or is not found.
         """
         from components.backbones.sd3 import SD3Backbone
         from components.errors import InvalidInput
-        from components.settings import BaseSettings
+        from components.serving.service import ImageService
+        from components.settings import BaseSettings, SamplingSettings
 
         reference = json.loads(Path(context.artifacts["base"]).read_text(encoding="utf-8"))
         settings = BaseSettings.model_validate(reference["settings"])
         where = os.environ.get("PURECC_BASE") or _locate(settings.path, Path(context.artifacts["base"]))
         self.concept = str(reference["concept"])
-        self.sampling = reference["sampling"]
-        self.backbone = SD3Backbone.load(settings.model_copy(update={"path": where}))
-        if self.backbone.fingerprint != reference["fingerprint"]:
-            found, needed = self.backbone.fingerprint[:12], reference["fingerprint"][:12]
+        backbone = SD3Backbone.load(settings.model_copy(update={"path": where}))
+        if backbone.fingerprint != reference["fingerprint"]:
+            found, needed = backbone.fingerprint[:12], reference["fingerprint"][:12]
             raise InvalidInput(
                 f"the base at {where!r} is {found}, the adapter was trained on {needed}",
                 field="PURECC_BASE",
                 mend="set PURECC_BASE to the folder of the right base",
             )
-        self.backbone.load_adapter(Path(context.artifacts["adapter"]), self.concept)
+        self.service = ImageService(backbone, SamplingSettings.model_validate(reference["sampling"]))
+        self.service.add(self.concept, Path(context.artifacts["adapter"]))
 
-    # MLflow makes a schema of type hints; a list of prompts and a frame of prompts and seeds have none in common.
+    # Without type hints on purpose: MLflow would make a schema of them, in the place of the signature that is logged.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """A list of prompts, or a frame with the column `prompt` and, if wished, `seed` -> one PNG per row."""
-        if hasattr(model_input, "columns"):
-            prompts = [str(prompt) for prompt in model_input["prompt"]]
-            seeds = [int(seed) for seed in model_input["seed"]] if "seed" in model_input.columns else None
+        """A frame with `prompt` and, if wished, `seed`, `steps`, `guidance`, `negative_prompt` -> a frame of one row
+        each: `png` (bytes) and `facts` (JSON).
+
+        A mapping of one request, or a list of prompts, is taken as well where MLflow lets it through.
+
+        Raises:
+            MlflowException: a request is not well-formed (INVALID_PARAMETER_VALUE: a server answers with 400).
+        """
+        import pandas as pd
+        from mlflow.exceptions import MlflowException
+
+        from components.errors import InvalidInput
+        from components.serving.requests import read_requests
+
+        if hasattr(model_input, "to_dict"):
+            rows = model_input.to_dict("records")
         else:
-            prompts, seeds = [str(prompt) for prompt in model_input], None
-        images_BCHW = self.backbone.sample(
-            self.backbone.encode_text(prompts),
-            self.backbone.encode_text([""] * len(prompts)),
-            seeds=seeds or [int((params or {}).get("seed", 0))] * len(prompts),
-            steps=int(self.sampling["steps"]),
-            guidance_scale=float(self.sampling["guidance_scale"]),
-            adapter=self.concept,
-        )
-        return [_png(image_CHW) for image_CHW in images_BCHW]
-
-
-def _png(image_CHW: Any) -> bytes:
-    from PIL import Image
-
-    pixels_HWC = ((image_CHW.float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    stream = io.BytesIO()
-    Image.fromarray(pixels_HWC, "RGB").save(stream, format="PNG")
-    return stream.getvalue()
+            items = [model_input] if isinstance(model_input, dict | str) else list(model_input)
+            rows = [{"prompt": item} if isinstance(item, str) else item for item in items]
+        try:
+            drawn = [self.service.draw(request, adapter=self.concept) for request in read_requests(rows)]
+        except InvalidInput as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+        return pd.DataFrame({"png": [each.png for each in drawn], "facts": [json.dumps(each.facts) for each in drawn]})
 
 
 def _locate(path: str, near: Path) -> str:

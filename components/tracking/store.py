@@ -7,10 +7,12 @@ home; the database itself is the only record, so there is nothing that could dis
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ from filelock import FileLock
 import components.quiet  # noqa: F401  (before mlflow)
 from components.errors import InvalidInput
 from components.secrets import redact, split_userinfo
+from components.tracking.locks import Lock, file_lock
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,11 +50,13 @@ class Store:
         root: the project's folder; locks live under it.
         uri: MLflow tracking and registry URI.
         artifacts: folder of the embedded store's artifacts; None where a server decides.
+        across_hosts: a lock that other machines see, too; None: only processes of this machine use the store.
     """
 
     root: Path
     uri: str
     artifacts: Path | None
+    across_hosts: Lock | None = field(default=None, compare=False)
 
     @cached_property
     def client(self) -> MlflowClient:
@@ -76,11 +81,19 @@ class Store:
             else:
                 os.environ[name] = value
 
-    def lock(self, subject: str, timeout: float = 600) -> FileLock:
-        """A lock between processes of this machine, e.g. for the promotion of one concept."""
-        folder = self.root / ".purecc" / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{subject}.lock", timeout=timeout)
+    @contextlib.contextmanager
+    def lock(self, subject: str, timeout: float = 600) -> Iterator[None]:
+        """Hold a subject, e.g. the registry of one concept, against every other user of the store.
+
+        Raises:
+            LockNotTaken: another holder did not let go in time.
+        """
+        with file_lock(self.root / ".purecc" / "locks")(subject, timeout):
+            if self.across_hosts is None:
+                yield
+            else:  # taken second: the waiters of one machine wait at its file, only one of them asks the server
+                with self.across_hosts(subject, timeout):
+                    yield
 
     def experiment(self, concept: str) -> str:
         """Id of the experiment `purecc/<concept>`, made if it is not there."""
@@ -110,16 +123,19 @@ def is_empty(root: Path) -> bool:
     return not os.environ.get("MLFLOW_TRACKING_URI") and not embedded_database(root).is_file()
 
 
-def open_store(root: Path) -> Store:
+def open_store(root: Path, across_hosts: Lock | None = None) -> Store:
     """Open the store of the project at `root`; make or relocate the embedded one where necessary.
 
     The first touch of a SQLite store runs MLflow's migrations, which break when two processes run them at once: it is
     done under a file lock and into a temporary name, so that a killed first touch leaves nothing behind.
+
+    Args:
+        across_hosts: the lock to use where the store is on a server; the embedded one needs none.
     """
     root = root.resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
-        return Store(root, _without_password(uri), None)
+        return Store(root, _without_password(uri), None, across_hosts)
     database, artifacts = embedded_database(root), root / "mlruns" / "artifacts"
     if not database.is_file() or _home(database) != artifacts:
         database.parent.mkdir(parents=True, exist_ok=True)

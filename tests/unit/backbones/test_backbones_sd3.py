@@ -214,7 +214,7 @@ def test_pooling_is_at_the_end_of_the_text_and_not_at_the_largest_id(base_settin
         weights[name] = torch.cat([weights[name], weights[name][5:6]])
         save_file(weights, copy / part / "model.safetensors", metadata={"format": "pt"})
     backbone = load(base_settings, copy)
-    encoders, eos = backbone._text_encoders(), backbone.tokenizer.clip.eos_token_id
+    encoders, eos = backbone.text_encoders(), backbone.tokenizer.clip.eos_token_id
     ids = backbone.tokenizer(["a star"]).clip_BN.clone()
     ids[0, 1] = eos + 1
     for clip in (encoders.clip, encoders.clip_2):

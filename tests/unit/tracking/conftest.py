@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
+from safetensors.numpy import save_file
 
 from components.files import atomic_folder
 from components.tracking.store import Store, open_store
@@ -43,7 +45,7 @@ def make_adapter(tmp_path: Path) -> Callable[..., Path]:
     def make(weights: bytes, name: str = "adapter", provenance: str = "{}") -> Path:
         folder = tmp_path / name
         with atomic_folder(folder) as partial:
-            (partial / "adapter_model.safetensors").write_bytes(weights)
+            save_file({"w": np.frombuffer(weights, np.uint8)}, partial / "adapter_model.safetensors")
             (partial / "provenance.json").write_text(provenance)
         return folder
 

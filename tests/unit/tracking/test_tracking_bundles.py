@@ -31,7 +31,8 @@ def test_a_bundle_pins_its_versions_holds_their_bytes_and_is_made_once(
     assert make(store, adapter).number == 1
     with bundles.bundle_folder(store, 1) as folder:
         assert "adapters/star/adapter_model.safetensors" in read_manifest(folder)
-        assert (folder / "adapters" / "star" / "adapter_model.safetensors").read_bytes() == b"weights"
+        stored = folder / "adapters" / "star" / "adapter_model.safetensors"
+        assert stored.read_bytes() == (adapter / "adapter_model.safetensors").read_bytes()
     second = make(store, make_adapter(b"other", "second"), key="k2", refused="bleeds")
     assert (second.number, second.status) == (2, "refused")
     assert registry.aliases(store, bundles.NAME) == {"champion": 1, "challenger": 2}

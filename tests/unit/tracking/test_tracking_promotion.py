@@ -90,7 +90,7 @@ def test_promotion_and_rollback_walk_back_version_by_version(store: Store, make_
     assert registry.aliases(store, "star") == {"champion": 3, "previous": 2}
     assert promotion.rollback(store, "star") == (3, 2)
     assert registry.aliases(store, "star") == {"champion": 2, "previous": 1}
-    assert registry.version(store, "star", 3).tags["promotion/rolled_back"] == "true"
+    assert registry.version(store, "star", 3).tags["promotion/rolled_back"] == "no reason was given"
     assert promotion.rollback(store, "star") == (2, 1)
     assert registry.aliases(store, "star") == {"champion": 1}
     with pytest.raises(PromotionRefused, match="no previous"):

@@ -1,0 +1,1 @@
+"""Images for consumers: checked requests, one base in memory, adapters by the names in a prompt."""

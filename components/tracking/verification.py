@@ -1,0 +1,168 @@
+"""Is a version still what it was when it was promoted? Bytes, statements, origin and signature, one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.errors import PureCCError
+from components.files import digest_of, folder_digests
+from components.provenance import PROVENANCE
+from components.tracking import blessings, registry, signing
+from components.tracking.registry import CHAMPION, RECORDING, RECORDING_DIGEST, Version, model_name
+from components.tracking.store import Store
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verified version.
+
+    Attributes:
+        detail: the first problem, or what was found right.
+        passed: what was looked at and found right: `bytes`, `gates`, `servability`, `data`, `base`, `recording`,
+            `signature`; what a version does not have is not looked at.
+        problems: what was found wrong.
+    """
+
+    version: int
+    aliases: tuple[str, ...]
+    ok: bool
+    detail: str
+    passed: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "aliases": list(self.aliases),
+            "ok": self.ok,
+            "detail": self.detail,
+            "passed": list(self.passed),
+            "problems": list(self.problems),
+        }
+
+
+def verify(store: Store, concept: str, number: int | None = None) -> list[Check]:
+    """Check one version, or every version that bears an alias.
+
+    Raises:
+        InvalidInput: nothing is registered, or not that version.
+    """
+    registry.require_registered(store, concept)
+    if number is not None:
+        chosen = [registry.version(store, concept, number)]
+    else:
+        everything = registry.versions(store, concept)
+        chosen = [each for each in everything if each.aliases] or everything[:1]
+    return [_check(store, version) for version in chosen]
+
+
+def _check(store: Store, version: Version) -> Check:
+    problems: list[str] = []
+    passed: list[str] = []
+    digest = ""
+    try:
+        with registry.adapter_folder(store, version.concept, version.number) as folder:
+            digest = registry.content_digest(folder)
+            passed.append("bytes")
+            for name, look in _LOOKS.items():
+                _note(name, look, version, folder, passed, problems)
+    except PureCCError as error:
+        problems.append(str(error))
+    if RECORDING_DIGEST in version.tags:
+        problem = _recording_problem(store, version)
+        passed += [] if problem else ["recording"]
+        problems += [problem] if problem else []
+    detail = "; ".join(problems) or f"{', '.join(passed)}: as registered; content {digest[:12]}"
+    return Check(version.number, version.aliases, not problems, detail, tuple(passed), tuple(problems))
+
+
+def _note(
+    name: str,
+    look: Callable[[Version, Path], str | None],
+    version: Version,
+    folder: Path,
+    passed: list[str],
+    problems: list[str],
+) -> None:
+    try:
+        found = look(version, folder)
+    except PureCCError as error:
+        found = str(error)
+    if found:
+        problems.append(found)
+    elif found is None:
+        passed.append(name)
+
+
+def _gates(version: Version, folder: Path) -> str | None:
+    problem = blessings.binding_problem(version, blessings.QUALITY)
+    if problem is None and CHAMPION in version.aliases and version.status != "passed":
+        return f"is the champion though its gates say {version.status!r}"
+    return problem if "gate/status" in version.tags else ""
+
+
+def _servability(version: Version, folder: Path) -> str | None:
+    return blessings.binding_problem(version, blessings.SERVABILITY) if "servability/status" in version.tags else ""
+
+
+def _provenance(folder: Path, section: str, key: str) -> str | None:
+    try:
+        return str(json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))[section][key])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _data(version: Version, folder: Path) -> str | None:
+    return _same("data", _provenance(folder, "data", "sha256"), version.tags.get("data/fingerprint"))
+
+
+def _base(version: Version, folder: Path) -> str | None:
+    stated = version.tags.get("base/fingerprint")
+    problem = _same("base", _provenance(folder, "base", "fingerprint"), stated)
+    embeddings = folder / "concept_embeddings.safetensors"
+    if problem is not None or not embeddings.is_file():
+        return problem
+    return _same("base", _metadata(embeddings).get("base_fingerprint"), stated)
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    """The metadata in a safetensors file's header, which has been found well-formed."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return dict(json.loads(stream.read(length)).get("__metadata__") or {})
+
+
+def _same(what: str, found: str | None, registered: str | None) -> str | None:
+    """None: equal; empty: there is nothing to compare."""
+    if not found or not registered:
+        return ""
+    if found == registered:
+        return None
+    return f"made from the {what} {str(found)[:12]}, registered with {registered[:12]}"
+
+
+def _signature(version: Version, folder: Path) -> str | None:
+    return None if signing.require_signed(folder, version.tags.get(signing.TAG)) else ""
+
+
+def _recording_problem(store: Store, version: Version) -> str | None:
+    source = f"models:/{model_name(version.concept)}/{version.number}"
+    try:
+        with registry.fetched(store, source, RECORDING) as folder:
+            found = digest_of(folder_digests(folder))
+    except PureCCError as error:
+        return str(error)
+    return None if found == version.tags[RECORDING_DIGEST] else f"{source}: its recording was changed"
+
+
+_LOOKS: dict[str, Callable[[Version, Path], str | None]] = {
+    "gates": _gates,
+    "servability": _servability,
+    "data": _data,
+    "base": _base,
+    "signature": _signature,
+}
