@@ -51,6 +51,8 @@ PROFILE: dict[str, Any] = {
         "evaluators": {f"{name}": f"infra/models/{name}" for name in ("clip", "dino", "segmenter")},
     },
     "gates": {"fidelity/clip_i": {"minimum": -1.0}},
+    # a fresh process for every promotion would cost minutes; test_flows_promotion.py does it once
+    "promotion": {"servability": False},
 }
 PROMPTS = {
     "name": "micro",

@@ -53,7 +53,9 @@ def test_the_first_run_makes_a_champion_with_all_its_evidence(
     assert len(provenance["parents"]) == 1
 
     store = open_store(customized.root)
-    assert [check.ok for check in promotion.verify(store, "spotted_star")] == [True]
+    (check,) = promotion.verify(store, "spotted_star")
+    assert check.ok
+    assert set(check.passed) == {"bytes", "gates", "data", "base", "recording"}
     runs = store.client.search_runs([store.experiment("spotted_star")])
     by_name = {run.info.run_name: run for run in runs}
     assert set(by_name) == {"customize spotted_star", "extractor", "pure-learning", "evaluation"}
@@ -173,7 +175,9 @@ def test_the_champion_answers_as_an_mlflow_model_in_another_folder(customized: A
         "import sys, mlflow\n"
         "mlflow.set_tracking_uri(sys.argv[1])\n"
         "model = mlflow.pyfunc.load_model('models:/purecc-spotted_star@champion')\n"
-        "pictures = model.predict(['a <spotted_star> star on the left', 'a star on the left'])\n"
+        "import pandas as pd\n"
+        "rows = pd.DataFrame({'prompt': ['a <spotted_star> star on the left', 'a star on the left'], 'seed': [1, 1]})\n"
+        "pictures = list(model.predict(rows)['png'])\n"
         "import components\n"
         "print(components.__file__, [picture[:4] for picture in pictures], pictures[0] != pictures[1])"
     )

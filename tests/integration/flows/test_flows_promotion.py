@@ -1,0 +1,106 @@
+"""What promotion needs of a Prefect server: a lock that holds across hosts, and a person's consent."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from components.tracking import promotion, registry
+from components.tracking.locks import LockNotTaken
+from components.tracking.store import open_store
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
+
+
+def test_one_holder_at_a_time_and_the_next_one_after_it() -> None:
+    from flows.locks import prefect_lock
+
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with prefect_lock("registry-star", 60):
+            held.set()
+            let_go.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert held.wait(60)
+    with pytest.raises(LockNotTaken, match="purecc-registry-star"), prefect_lock("registry-star", 3):
+        pytest.fail("two holders")
+    with prefect_lock("registry-heart", 30):  # another concept is free
+        pass
+    let_go.set()
+    holder.join()
+    with prefect_lock("registry-star", 60):
+        pass
+
+
+def test_a_fresh_process_serves_what_is_promoted(customized: Any) -> None:
+    settings = ("--set", "seed=1", "--set", "promotion.servability=true", "--json")
+    done = customized.purecc("customize", "spotted_star", "--profile", "micro", *settings)
+    assert (done.code, done.json["status"], done.json["champion"]) == (0, "promoted", 2), done.stderr
+    store = open_store(customized.root)
+    facts = json.loads(registry.version(store, "spotted_star", 2).tags["servability/facts"])
+    assert facts["difference"] < 0.5 < facts["effect"]
+    (check,) = promotion.verify(store, "spotted_star", 2)
+    assert "servability" in check.passed
+    # what a fresh process cannot serve is refused, and the champion stays
+    asked = "promotion={servability: true, minimum_effect: 255.0}"
+    done = customized.purecc(
+        "customize", "spotted_star", "--profile", "micro", "--set", "seed=2", "--set", asked, "--json"
+    )
+    assert (done.code, done.json["status"], done.json["champion"]) == (1, "refused", 2), done.stderr
+    assert "changes the base's picture by" in done.json["reason"]
+
+
+def answer_when_paused(answer: dict[str, Any], process: Any) -> None:
+    """Answer the paused flow run as the page does."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.flow_runs import resume_flow_run
+
+    paused = FlowRunFilter.model_validate({"state": {"type": {"any_": ["PAUSED"]}}})
+    deadline = time.monotonic() + 500
+    with get_client(sync_client=True) as client:
+        while not (found := client.read_flow_runs(flow_run_filter=paused)):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(1)
+    resume_flow_run(found[0].id, run_input=answer)
+
+
+@pytest.mark.parametrize("approve", [True, False])
+def test_a_person_is_asked_before_the_alias_moves(customized: Any, approve: bool) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    settings = ("--set", "seed=1", "--set", "promotion.approval=true", "--json")
+    process = customized.start(
+        "customize", "spotted_star", "--profile", "micro", *settings, PREFECT_API_URL=str(PREFECT_API_URL.value())
+    )
+    try:
+        answer_when_paused({"approve": approve, "name": "Ada", "note": "seen"}, process)
+        out, err = process.communicate(timeout=500)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    said = json.loads(out)
+    store = open_store(customized.root)
+    version = registry.version(store, "spotted_star", 2)
+    assert version.tags["approval/by"] == "Ada"
+    if approve:
+        assert (process.returncode, said["status"], said["champion"]) == (0, "promoted", 2), err
+    else:
+        assert (process.returncode, said["status"], said["champion"]) == (1, "refused", 1), err
+        assert "Ada did not agree: seen" in said["reason"]
+
+
+def test_without_a_server_nobody_could_answer(customized: Any) -> None:
+    settings = ("--set", "seed=1", "--set", "promotion.approval=true", "--json")
+    done = customized.purecc("customize", "spotted_star", "--profile", "micro", *settings)
+    assert done.code == 1
+    assert "PREFECT_API_URL" in json.dumps(done.json["error"])
