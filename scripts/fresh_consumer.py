@@ -33,7 +33,7 @@ import mlflow, pandas as pd
 uri, source, base = sys.argv[1:]
 mlflow.set_tracking_uri(uri)
 found = {}
-for name in ("flows", "prefect", "dvc", "great_expectations", "typer"):
+for name in ("flows", "prefect", "dvc", "great_expectations"):
     try:
         __import__(name)
         found[name] = "importable"

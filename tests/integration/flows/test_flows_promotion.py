@@ -22,20 +22,20 @@ def test_one_holder_at_a_time_and_the_next_one_after_it() -> None:
     held, let_go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with prefect_lock("registry-star", 60):
+        with prefect_lock("registry-star", 300):
             held.set()
-            let_go.wait(60)
+            let_go.wait(300)
 
     holder = threading.Thread(target=hold)
     holder.start()
-    assert held.wait(60)
+    assert held.wait(300)
     with pytest.raises(LockNotTaken, match="purecc-registry-star"), prefect_lock("registry-star", 3):
         pytest.fail("two holders")
-    with prefect_lock("registry-heart", 30):  # another concept is free
+    with prefect_lock("registry-heart", 300):  # another concept is free
         pass
     let_go.set()
     holder.join()
-    with prefect_lock("registry-star", 60):
+    with prefect_lock("registry-star", 300):
         pass
 
 
