@@ -23,9 +23,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from components.errors import PureCCError
-from components.tracking import liveness
+from components.tracking import liveness, registry, succession
 from components.tracking.liveness import ProcessIdentity
-from components.tracking.store import is_empty, open_store
+from components.tracking.locks import LockNotTaken
+from components.tracking.store import Store, is_empty, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +45,21 @@ class Recovered:
         runs: MLflow runs.
         flow_runs: Prefect flow runs.
         partial: folders and files that were never finished.
+        promotions: half-done moves of a champion, completed or undone, and aliases put right.
     """
 
     runs: tuple[str, ...] = ()
     flow_runs: tuple[str, ...] = ()
     partial: tuple[str, ...] = ()
+    promotions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = [(self.runs, "MLflow runs"), (self.flow_runs, "flow runs"), (self.partial, "unfinished files")]
+        parts = [
+            (self.runs, "MLflow runs"),
+            (self.flow_runs, "flow runs"),
+            (self.partial, "unfinished files"),
+            (self.promotions, "promotions"),
+        ]
         return ", ".join(f"{len(found)} {what}" for found, what in parts if found)
 
 
@@ -77,11 +85,30 @@ def only_one(root: Path, kind: str) -> Iterator[None]:
 
 def recover(root: Path) -> Recovered:
     """Close what dead processes left open in the tracking store and among the files of the project."""
-    runs = [] if is_empty(root) else liveness.close_dead_runs(open_store(root))
-    found = Recovered(runs=tuple(runs), partial=tuple(sweep(root)))
+    runs: list[str] = []
+    promotions: list[str] = []
+    if not is_empty(root):
+        store = open_store(root)
+        runs = liveness.close_dead_runs(store)
+        promotions = _settle_promotions(store)
+    found = Recovered(runs=tuple(runs), partial=tuple(sweep(root)), promotions=tuple(promotions))
     if str(found):
         logger.info("closed what dead processes left: %s", found)
     return found
+
+
+def _settle_promotions(store: Store) -> list[str]:
+    """Complete or undo promotions that were cut off; a concept that another process holds is that one's to settle."""
+    settled = []
+    for concept in registry.list_models(store):
+        try:
+            repair = succession.reconcile(store, concept)
+        except LockNotTaken as error:
+            logger.info("not looked at, it is being promoted: %s", error)
+            continue
+        if repair is not None:
+            settled.append(f"{concept}: {repair.detail}")
+    return settled
 
 
 def sweep(root: Path) -> list[str]:
