@@ -26,7 +26,8 @@ from components.errors import PureCCError
 from components.tracking import liveness, registry, succession
 from components.tracking.liveness import ProcessIdentity
 from components.tracking.locks import LockNotTaken
-from components.tracking.store import Store, is_empty, open_store
+from components.tracking.store import Store, is_empty
+from flows.locks import open_shared_store
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def recover(root: Path) -> Recovered:
     runs: list[str] = []
     promotions: list[str] = []
     if not is_empty(root):
-        store = open_store(root)
+        store = open_shared_store(root)
         runs = liveness.close_dead_runs(store)
         promotions = _settle_promotions(store)
     found = Recovered(runs=tuple(runs), partial=tuple(sweep(root)), promotions=tuple(promotions))
