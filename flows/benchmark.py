@@ -68,6 +68,8 @@ def benchmark(title: str, plan: dict[str, Any], target: str, facts: dict[str, st
     missing = [cell for cell, stage in found.items() if stage.key not in set(rows[outcome.KEY])]
     _say(f"{len(found) - len(missing)} of {len(found)} cells are measured")
     with runs.reopened(store, parent):
+        if len(rows):
+            write_cells(rows, folder / outcome.CELLS)  # without what failed before
         futures = {measure.submit(asdict(cell), wanted.profile, parent): cell for cell in missing}
         for number, future in enumerate(as_completed(list(futures)), start=1):
             cell = futures[future]

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from servers import compose
 from servers.compose import Stack
 
-from components.files import atomic_folder
+from components.files import atomic_folder, verify_manifest
 from components.settings import Gate
 from components.tracking import promotion, registry, runs
 from components.tracking.gates import judge
@@ -19,6 +21,7 @@ from components.tracking.store import Store, open_store
 
 pytestmark = pytest.mark.slow
 CONCEPT = "saved_star"
+ODD_NAME = "a name with spaces & 100%.txt"
 
 
 def backup(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -46,11 +49,11 @@ def test_a_champion_survives_the_loss_of_every_server(
     store = store_of(servers, tmp_path / "before", monkeypatch)
     adapter = tmp_path / "adapter"
     with atomic_folder(adapter) as folder:
-        (folder / "adapter_model.safetensors").write_bytes(b"weights")
-        (folder / "a name with spaces & 100%.txt").write_text("kept")
+        save_file({"w": np.arange(7, dtype=np.uint8)}, folder / "adapter_model.safetensors")
         (folder / "provenance.json").write_text("{}")
     with runs.run(store, CONCEPT, "customize") as run:
         runs.log_final(store, run.run_id, {"fidelity/clip_i": 0.5})
+        store.client.log_text(run.run_id, "kept", ODD_NAME)
         registry.register(store, CONCEPT, adapter, run_id=run.run_id, base={}, tags={"run": run.run_id})
     report = judge({"m": 1.0}, {"m": Gate(minimum=0.0)})
     promotion.record_judgement(store, CONCEPT, 1, report, key="k", against=None)
@@ -86,7 +89,8 @@ def test_a_champion_survives_the_loss_of_every_server(
         assert registry.aliases(again, CONCEPT) == {"champion": 1}
         assert [check.ok for check in promotion.verify(again, CONCEPT)] == [True]
         with registry.adapter_folder(again, CONCEPT, 1) as found:
-            assert (found / "a name with spaces & 100%.txt").read_text() == "kept"
+            verify_manifest(found)
+        assert Path(again.client.download_artifacts(run.run_id, ODD_NAME, str(tmp_path))).read_text() == "kept"
         assert again.client.get_run(run.run_id).data.metrics["fidelity/clip_i"] == 0.5
         tables = "SELECT count(*) FROM flow_run"
         assert fresh.postgres.psql(tables, database="prefect") == servers.postgres.psql(tables, database="prefect")

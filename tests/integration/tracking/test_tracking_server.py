@@ -13,7 +13,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from components.errors import IntegrityError
 from components.files import atomic_folder
@@ -66,7 +68,7 @@ def test_the_whole_path_of_an_adapter(
     store = open_store(root)
     adapter = tmp_path / "an adapter"
     with atomic_folder(adapter) as folder:
-        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+        save_file({"w": np.arange(7, dtype=np.uint8)}, folder / "adapter_model.safetensors")
         (folder / "provenance.json").write_text("{}")
 
     with runs.run(store, "star", "customize") as parent:
@@ -86,7 +88,7 @@ def test_the_whole_path_of_an_adapter(
     assert not (root / "mlruns").exists()
 
     (weights,) = stored.rglob("adapter_model.safetensors")
-    weights.write_bytes(b"weighty")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     assert [check.ok for check in promotion.verify(store, "star")] == [False]
     with pytest.raises(IntegrityError, match="adapter_model.safetensors"), registry.adapter_folder(store, "star", 1):
         pass
