@@ -48,19 +48,19 @@ def cells_at_once(workers: int) -> ProcessPoolTaskRunner:
 
 
 @flow(name="benchmark", flow_run_name="{title}", task_runner=cells_at_once(1))
-def benchmark(title: str, plan: dict[str, Any], target: str, facts: dict[str, str]) -> dict[str, str]:
+def benchmark(title: str, plan: dict[str, Any], target: str, facts: dict[str, str] | None = None) -> dict[str, str]:
     """Measure what the folder `target` lacks of the plan, and write its report.
 
     Args:
         title: name of the benchmark's MLflow run.
         plan: a `Plan`, as JSON.
-        target: folder of the table, see `components.benchmark.outcome`.
+        target: folder of the table, see `components.benchmark.outcome`; from the project's folder if relative.
         facts: what the report says of the run.
 
     Returns:
         `html`, `markdown` and `cells` -> file.
     """
-    wanted, folder = Plan.model_validate(plan), Path(target)
+    wanted, folder = Plan.model_validate(plan), project_root() / target
     store = open_store(project_root())
     parent = runs.resume(store, EXPERIMENT, title, {"benchmark/plan": digest_of(plan)[:40]})
     found = {cell: _stage(cell, wanted) for cell in wanted.cells()}
@@ -84,7 +84,7 @@ def benchmark(title: str, plan: dict[str, Any], target: str, facts: dict[str, st
             _say(f"{number} of {len(missing)}: {cell.title} {said}", failed)
         kept = [_kept(cell, stage.folder) for cell, stage in found.items() if stages.find(stage) is not None]
         outcome.gather(folder, kept)
-        files = outcome.write_report(folder, wanted, facts)
+        files = outcome.write_report(folder, wanted, facts or {})
         store.client.log_artifacts(parent, str(folder), "benchmark")
     return {name: str(file) for name, file in files.items()}
 
