@@ -182,7 +182,7 @@ def test_an_override_that_would_be_ignored_is_refused(project: Path, overrides: 
         (["learning.method=dop", "learning.dop_weight=0"], "take that one"),
         (["learning.method=b-lora", "learning.b_lora=null"], "b-lora needs b_lora.content"),
         (["learning.b_lora={content: [0, 1], style: [1]}"], "cannot be content and style"),
-        (["learning.pure.lora_from_step=80"], "would never train"),
+        (["learning.pure.lora_from_step=100000"], "would never train"),
         (["learning.references=2", "learning.extractor.early_stopping={held_out: 2}"], "leave none to train on"),
         (["learning.pure.early_stopping={}", "learning.snapshot_steps=[5]"], "use one of them"),
     ],
