@@ -68,7 +68,8 @@ def make_part(part: str, recipe: Recipe, *, work: Path, seed: int) -> Path:
         if part == "autoencoder":
             train_autoencoder(pipeline.vae, loop, folder=work / part, seed=seed)
         else:
-            pipeline.vae = AutoencoderKL.from_pretrained(work / "autoencoder" / "model")
+            trained = AutoencoderKL.from_pretrained(work / "autoencoder" / "model")
+            pipeline.vae.load_state_dict(trained.state_dict())  # the weights alone: its configuration names the folder
             train_flow(pipeline, loop, recipe.flow_settings, folder=work / part, seed=seed)
         if state.is_main_process:
             with atomic_folder(model) as folder:

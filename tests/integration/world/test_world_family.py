@@ -30,6 +30,7 @@ def test_a_family_is_made_measured_and_described(tmp_path: Path) -> None:
     quality = describe(base, evaluators, work=work, recipe=recipe, seed=0)
     assert set(quality) == {"single object", "named look", "short", "class word", "named style"}
     assert set(quality["single object"]) == {"background", "shape", "position", "colour", "all"}
+    assert not [file for file in base.rglob("*.json") if str(work) in file.read_text(encoding="utf-8")]
     card = (base / "README.md").read_text()
     assert "samples.png" in card
     assert "curves.png" in card
@@ -41,6 +42,10 @@ def test_the_shipped_family_is_small_and_holds_safetensors_only() -> None:
     files = [file for file in MODELS.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 48 * 2**20
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".txt", ".jinja", ".md", ".png", ""}
+
+
+def test_no_shipped_file_names_the_folder_that_it_was_made_in() -> None:
+    assert not [file for file in MODELS.rglob("*.json") if "_name_or_path" in file.read_text(encoding="utf-8")]
 
 
 def test_the_shipped_pipeline_draws_with_diffusers_alone() -> None:

@@ -135,3 +135,12 @@ def test_parts_are_named_as_profiles_name_them() -> None:
 
     assert set(JUDGES) == set(EvaluatorSettings.model_fields)
     assert PARTS[:2] == ("autoencoder", "flow")
+
+
+@pytest.mark.parametrize("name", sorted(JUDGES))
+def test_a_judge_trains_all_that_it_says(name: str) -> None:
+    """What has no gradient stops a training of several processes at its second step."""
+    torch.manual_seed(0)
+    judge = JUDGES[name]().train()
+    judge(judge.batch(np.random.default_rng(0), 4, 0))["loss"].backward()
+    assert [part for part, value in judge.named_parameters() if value.requires_grad and value.grad is None] == []

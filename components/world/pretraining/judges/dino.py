@@ -26,6 +26,7 @@ class DinoObjective(Judge):
                 hidden_size=128, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=3, image_size=64, patch_size=8
             )
         )
+        self.model.embeddings.mask_token.requires_grad_(False)  # no picture is masked here
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(words)) for name, words in self.labels.items()})
 
     def batch(self, rng: np.random.Generator, size: int, step: int) -> Mapping[str, Any]:
