@@ -21,10 +21,10 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 test bench: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench ui doctor clean
+.PHONY: help install demo test check format bench bench-gpu ui doctor clean
 
 help: ## show this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 install: $(STAMP) ## make .venv and install the project into it
 
@@ -46,6 +46,9 @@ format: $(STAMP) ## put the code into the form that `make check` asks for
 
 bench: $(STAMP) ## what everything costs, as ratios, in one table (BENCH="--help")
 	$(BIN)/python tests/benchmarks/bench.py $(BENCH)
+
+bench-gpu: $(STAMP) ## Stable Diffusion 3.5 Medium's architecture on a CUDA device, random weights (BENCH="--help")
+	$(BIN)/python tests/benchmarks/gpu.py $(BENCH)
 
 ui: $(STAMP) ## the Prefect and MLflow pages
 	$(BIN)/purecc ui

@@ -131,12 +131,21 @@ def read_manifest(folder: Path) -> Mapping[str, str]:
     return stated
 
 
-def verify_manifest(folder: Path) -> str:
+def verify_manifest(folder: Path, *, foreign: bool = False) -> str:
     """Check every file against the manifest and return the folder's digest.
+
+    Args:
+        foreign: somebody else made the folder: links, pipes and devices in it are refused, and none is opened. A link
+            leads out of it, to a file without an end, or to one that changes after this.
 
     Raises:
         IntegrityError: a file is missing, added or changed; each is named.
     """
+    if foreign:
+        for path in sorted(folder.rglob("*")):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                name = path.relative_to(folder).as_posix()
+                raise IntegrityError(f"{folder}: {name} is a link, a pipe or a device; copy the file itself there")
     stated, found = read_manifest(folder), folder_digests(folder)
     problems = [f"missing {name}" for name in sorted(stated.keys() - found.keys())]
     problems += [f"not in the manifest: {name}" for name in sorted(found.keys() - stated.keys())]

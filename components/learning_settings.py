@@ -126,6 +126,7 @@ READ_BY: dict[str, set[str]] = {
     "eta": {"purecc"},
     "cc_weight": {"purecc"},
     "lambda_star": {"purecc"},
+    "guidance_bank": {"purecc"},
     "stages": {"purecc"},
     "extractor": {"purecc"},
     "dop_weight": {"purecc", "dop"},
@@ -145,7 +146,20 @@ READ_BY: dict[str, set[str]] = {
 # What is only shown or kept on the way: no result depends on it.
 _COURSE = ("checkpoint_every", "preview_every", "snapshot_steps")
 # What stage 2 alone reads.
-_SECOND_STAGE = ("method", "original", "guidance", "eta", "cc_weight", "lambda_star", "stages", "dop_weight", "pure")
+_SECOND_STAGE = (
+    "method",
+    "original",
+    "guidance",
+    "guidance_bank",
+    "eta",
+    "cc_weight",
+    "lambda_star",
+    "stages",
+    "dop_weight",
+    "pure",
+)
+# Settings that came later: left out where they are off, so that what was trained before them still counts as unchanged.
+_OFF = {"guidance_bank": None, "compile": False, "quantize_base": None, "offload_activations": False}
 
 
 class LearningSettings(Settings):
@@ -183,11 +197,24 @@ class LearningSettings(Settings):
     )
     orthogonality_weight: float = Field(0.1, ge=0)
     b_lora: BLoraSettings | None = None
-    batch_size: int = Field(2, ge=1)
+    batch_size: int = Field(2, ge=1, description="references per step, spread over the processes of the run")
     gradient_accumulation: int = Field(1, ge=1)
     gradient_clip: float = Field(1.0, gt=0)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
+    offload_activations: bool = Field(
+        False, description="what the backward pass needs waits in the host's memory: less of the GPU's, more time"
+    )
+    quantize_base: Literal["int8"] | None = Field(
+        None, description="the frozen base's weights in 8 bits while training; needs the extra `quantization`"
+    )
+    compile: bool = Field(False, description="torch.compile of the transformer's blocks; its warm-up takes minutes")
+    guidance_bank: int | None = Field(
+        None,
+        ge=1,
+        description="so many draws of t and noise per reference, whose guidance is computed before the first step and "
+        "used again; None: a new draw in each step",
+    )
     logit_mean: float = 0.0
     logit_std: float = Field(1.0, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
@@ -205,6 +232,10 @@ class LearningSettings(Settings):
             raise ValueError(f"LoRA from step {self.pure.lora_from_step} of {self.pure.steps} would never train")
         if self.pure.early_stopping is not None and self.snapshot_steps:
             raise ValueError("snapshot_steps may lie behind the end that pure.early_stopping sets: use one of them")
+        if self.quantize_base is not None and self.method in _WEIGHTS:
+            raise ValueError(f"{self.method} trains the base's own weights, which quantize_base would round")
+        if self.guidance_bank is not None and self.stages == "merged":
+            raise ValueError("guidance_bank needs a frozen extractor: with stages: merged it learns along")
         if self.method == "dop" and self.dop_weight == 0:
             raise ValueError("dop with dop_weight 0 is the method lora: take that one")
         if self.method == "b-lora" and self.b_lora is None:
@@ -241,10 +272,13 @@ class LearningSettings(Settings):
     def of_stage(self, stage: Literal["extractor", "pure-learning"]) -> dict[str, Any]:
         """What the result of a stage depends on, as JSON; everything that stands here counts in at least one stage."""
         content = self.model_dump(mode="json", exclude=set(_COURSE))
+        for name, off in _OFF.items():
+            if content[name] == off:
+                content.pop(name)
         for name in self.unread():
             first, _, second = name.partition(".")
             if not second:
-                content.pop(first)
+                content.pop(first, None)
             elif first in content:
                 content[first].pop(second)
         if stage == "extractor":

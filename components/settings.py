@@ -124,8 +124,16 @@ class Profile(Settings):
     learning: LearningSettings
     evaluation: EvaluationSettings
     gates: dict[str, Gate]
+    gates_by_kind: dict[Literal["instance", "style"], dict[str, Gate | None]] = Field(
+        default_factory=dict, description="what differs from `gates` for concepts of a kind; null: no such gate"
+    )
     promotion: PromotionSettings = PromotionSettings()
     continual: ContinualSettings = ContinualSettings()
+
+    def gates_for(self, kind: Literal["instance", "style"]) -> dict[str, Gate]:
+        """Metric -> the gate that judges a concept of this kind."""
+        wanted = {**self.gates, **self.gates_by_kind.get(kind, {})}
+        return {metric: gate for metric, gate in wanted.items() if gate is not None}
 
     def digest(self, *sections: str) -> str:
         """Digest of the named sections (all, if none is named): what a cached stage depends on."""

@@ -7,7 +7,8 @@
 `PURECC_PROFILE` names the profile (default: tiny). The champion of a concept is fetched, verified and loaded when a
 prompt first names it; `POST /concepts/NAME` puts its newest champion in the place of the loaded one, without a reload
 of the base. An example to start from: it asks nobody for a password, so keep it on this machine or behind a proxy that
-does.
+does. It answers to the names in `PURECC_ALLOWED_HOSTS` (default: localhost) and to no web page: a page of somebody
+else's that is open in a browser here could otherwise use it.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from components.backbones.sd3 import SD3Backbone
+from components.concepts.texts import NAME_PATTERN
 from components.errors import IntegrityError, InvalidInput
 from components.serving.requests import read_request
 from components.serving.service import Find, ImageService
@@ -32,6 +36,7 @@ from components.tracking import blessings, registry
 from components.tracking.store import Store, open_store
 
 MAXIMUM_BODY = 16_384  # bytes
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
 def champions(store: Store) -> Find:
@@ -49,9 +54,21 @@ def champions(store: Store) -> Find:
     return find
 
 
-def create_app(service: ImageService, find: Find) -> FastAPI:
-    """The server around a service."""
-    app = FastAPI(title="PureCC", docs_url=None, redoc_url=None)
+def create_app(service: ImageService, find: Find, hosts: Sequence[str] = LOCAL) -> FastAPI:
+    """The server around a service.
+
+    Args:
+        hosts: names under which it answers.
+    """
+    app = FastAPI(title="PureCC", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def no_page(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        if "origin" in request.headers:  # browsers name the page that asks; other clients have none
+            return JSONResponse({"error": {"field": "Origin", "message": "not for web pages", "mend": None}}, 403)
+        return await answer(request)
+
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
 
     @app.exception_handler(InvalidInput)
     async def refuse(request: Request, error: InvalidInput) -> JSONResponse:
@@ -70,6 +87,9 @@ def create_app(service: ImageService, find: Find) -> FastAPI:
 
     @app.post("/concepts/{name}")
     async def refresh(name: str) -> dict[str, Any]:
+        if re.fullmatch(NAME_PATTERN, name) is None:
+            raise InvalidInput("not the name of a concept", field="name", mend="small letters, digits, _ and -")
+
         def replace() -> None:
             with find(name) as folder:
                 service.add(name, folder)
@@ -103,7 +123,8 @@ def _build() -> FastAPI:
     profile = load_profile(os.environ.get("PURECC_PROFILE", "tiny"))
     find = champions(open_store(project_root()))
     backbone = SD3Backbone.load(profile.base, parts=("transformer", "text", "vae"))
-    return create_app(ImageService(backbone, profile.evaluation.sampling, find), find)
+    hosts = os.environ.get("PURECC_ALLOWED_HOSTS", ",".join(LOCAL)).split(",")
+    return create_app(ImageService(backbone, profile.evaluation.sampling, find), find, hosts)
 
 
 def __getattr__(name: str) -> Any:

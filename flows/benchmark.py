@@ -8,8 +8,11 @@ that are measured are not measured again, a cell that fails is a row that says s
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,18 +36,36 @@ from flows import stages, tasks
 from flows.console import stderr
 from flows.job import Job, load_job
 from flows.session import Session
-from flows.stages import Stage
 
 EXPERIMENT = "benchmark"
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two processes of one thread beat one of two
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # what a cell has done stands in its checkpoint
 
 
 def cells_at_once(workers: int) -> ProcessPoolTaskRunner:
     """Runs this many cells at a time, each in a process of one thread."""
-    return ProcessPoolTaskRunner(max_workers=workers, initializer=_one_thread)
+    return ProcessPoolTaskRunner(max_workers=workers, initializer=_start_worker)
+
+
+@contextlib.contextmanager
+def _ending_workers() -> Iterator[None]:
+    """An interrupted flow does not wait for the cells that run: they go on from their checkpoints another time."""
+    try:
+        yield
+    except BaseException:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
 
 
 @flow(name="benchmark", flow_run_name="{title}", task_runner=cells_at_once(1))
@@ -63,25 +84,25 @@ def benchmark(title: str, plan: dict[str, Any], target: str, facts: dict[str, st
     wanted, folder = Plan.model_validate(plan), project_root() / target
     store = open_store(project_root())
     parent = runs.resume(store, EXPERIMENT, title, {"benchmark/plan": digest_of(plan)[:40]})
-    found = {cell: _stage(cell, wanted) for cell in wanted.cells()}
+    jobs = {cell: load_job(cell.concept, wanted.profile, cell.overrides) for cell in wanted.cells()}
+    found = {cell: job.measurement(cell.scales) for cell, job in jobs.items()}
     rows = outcome.read_table(folder)
     missing = [cell for cell, stage in found.items() if stage.key not in set(rows[outcome.KEY])]
     _say(f"{len(found) - len(missing)} of {len(found)} cells are measured")
-    with runs.reopened(store, parent):
+    with runs.reopened(store, parent), _ending_workers():
         if len(rows):
             write_cells(rows, folder / outcome.CELLS)  # without what failed before
         futures = {measure.submit(asdict(cell), wanted.profile, parent): cell for cell in missing}
         for number, future in enumerate(as_completed(list(futures)), start=1):
             cell = futures[future]
             result = future.result(raise_on_failure=False)
-            failed = isinstance(result, BaseException)
-            new = (
-                [_failure(cell, result)] if isinstance(result, BaseException) else outcome.rows_of(_kept(cell, result))
-            )
+            if isinstance(result, BaseException):
+                new, said = [_failure(cell, jobs[cell].concept.kind, result)], f"failed: {result}"
+            else:
+                new, said = outcome.rows_of(_kept(cell, result)), "measured"
             rows = outcome.add_rows(rows, new, found[cell].key)
             write_cells(rows, folder / outcome.CELLS)
-            said = f"failed: {result}" if failed else "measured"
-            _say(f"{number} of {len(missing)}: {cell.title} {said}", failed)
+            _say(f"{number} of {len(missing)}: {cell.title} {said}", failed=isinstance(result, BaseException))
         kept = [_kept(cell, stage.folder) for cell, stage in found.items() if stages.find(stage) is not None]
         outcome.gather(folder, kept)
         files = outcome.write_report(folder, wanted, facts or {})
@@ -133,20 +154,16 @@ def _metrics(row: Row) -> dict[str, float]:
     return {f"{name}{suffix}": value for name, value in row.items() if "/" in name}
 
 
-def _stage(cell: Cell, plan: Plan) -> Stage:
-    return load_job(cell.concept, plan.profile, cell.overrides).measurement(cell.scales)
-
-
 def _kept(cell: Cell, folder: str | Path) -> Kept:
     return Kept(cell.variant, cell.concept, cell.seed, Path(folder))
 
 
-def _failure(cell: Cell, error: BaseException) -> Row:
+def _failure(cell: Cell, kind: str, error: BaseException) -> Row:
     reason = " ".join(redact(str(error)).split())[:300] or type(error).__name__
-    names = {"method": cell.variant, "concept": cell.concept, "kind": "instance", "seed": cell.seed}
+    names = {"method": cell.variant, "concept": cell.concept, "kind": kind, "seed": cell.seed}
     return {**names, "step": cell.steps[-1], "scale": 1.0, "error": reason}
 
 
-def _say(text: str, failed: bool = False) -> None:
+def _say(text: str, *, failed: bool = False) -> None:
     """On its own: a console in the flow could not be sent to the processes that run its tasks."""
     stderr.print(text, style="red" if failed else "dim", highlight=False)

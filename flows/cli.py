@@ -66,15 +66,18 @@ def _customize(name: str, profile: str, overrides: list[str], as_json: bool) -> 
         with arguments():
             root = project_root()
             load_profile(profile, overrides)
-        from flows import start
+        from flows import peers, start
 
+        if peers.followed():
+            return
         start.fetch_data(root, name)
         with arguments():
             find(root / "data" / "concepts", name)
         from flows.summary import show
 
         try:
-            outcome = start.customize(name, profile, overrides)
+            with peers.leading():
+                outcome = start.customize(name, profile, overrides)
         except GatesRefused as refusal:
             outcome = refusal.outcome
         output.result(outcome.to_json(), lambda: show(outcome, root))

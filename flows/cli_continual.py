@@ -63,11 +63,14 @@ def continual(
         with arguments():
             root = project_root()
             load_profile(profile, overrides or [])
-        from flows import start
+        from flows import peers, start
 
-        facts = start.continual(
-            names or None, profile, overrides or [], mode=mode, dispatch="workers" if workers else "process"
-        )
+        if peers.followed():
+            return
+        with peers.leading():
+            facts = start.continual(
+                names or None, profile, overrides or [], mode=mode, dispatch="workers" if workers else "process"
+            )
         output.result(facts, lambda: show_summary(facts, root))
         if facts["state"] != "completed":
             raise typer.Exit(FAILED)
@@ -94,14 +97,17 @@ def retrain(
             root = project_root()
             commit = revisions.resolve(root, since)
             wanted = _changed_since(commit, None, profile, overrides or [])
-        from flows import start
+        from flows import peers, start
 
         dispatch: Literal["process", "workers"] = "workers" if workers else "process"
         if deployment:
             facts = start.trigger_retrain(commit, profile, overrides or [], mode, dispatch)
             output.result(facts, lambda: stdout.print(f"triggered {facts['deployment']}: {facts['flow_run']}"))
             return
-        facts = start.continual(wanted, profile, overrides or [], mode=mode, dispatch=dispatch)
+        if peers.followed():
+            return
+        with peers.leading():
+            facts = start.continual(wanted, profile, overrides or [], mode=mode, dispatch=dispatch)
         output.result(facts, lambda: show_summary(facts, root))
         if facts["state"] != "completed":
             raise typer.Exit(FAILED)

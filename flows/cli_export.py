@@ -19,18 +19,24 @@ class Format(StrEnum):
 
     DIFFUSERS = "diffusers"
     ONNX = "onnx"
+    ONNX_ADAPTER = "onnx-adapter"
 
 
 def export(
     name: Name,
-    form: Annotated[Format, typer.Option("--format", help="for diffusers, or for ONNX Runtime")],
+    form: Annotated[
+        Format, typer.Option("--format", help="for diffusers; for ONNX Runtime; for it, to a base of many concepts")
+    ],
     out: Annotated[Path | None, typer.Option(help="the folder to write; default: exports/NAME-FORMAT")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="default: the champion")] = None,
     profile: ProfileName = DEFAULT_PROFILE,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Write an adapter as a folder for diffusers, or with its base as ONNX graphs."""
+    """Write an adapter as a folder for diffusers, with its base as ONNX graphs, or for ONNX graphs of the base.
+
+    The last writes the graphs of the base once, beside the adapter: OUT/../onnx-base.
+    """
     from components.settings import load_profile, project_root
 
     with command(as_json) as output:
@@ -45,8 +51,9 @@ def export(
                 _write_diffusers(adapter, folder, settings, registry.version(store, name, number))
                 providers = None
             else:
-                stderr.print("exporting every part of the model to ONNX ...", style="dim")
-                providers = _write_onnx(adapter, folder, settings)
+                stderr.print("exporting to ONNX ...", style="dim")
+                write = _write_onnx if form is Format.ONNX else _write_onnx_adapter
+                providers = write(adapter, folder, settings)
         facts = {"name": name, "version": number, "format": form.value, "folder": str(folder)}
         if providers is not None:
             facts["providers"] = providers
@@ -98,6 +105,24 @@ def _write_onnx(adapter: Path, folder: Path, settings: Any) -> list[str]:
     backbone.load_adapter(adapter, "exported")
     export_onnx(backbone, "exported", folder, settings.evaluation.sampling.model_dump(mode="json"))
     return OnnxSampler(folder).providers  # it loads, and this says where it runs
+
+
+def _write_onnx_adapter(adapter: Path, folder: Path, settings: Any) -> list[str]:
+    from components.backbones import adapter_folder
+    from components.backbones.sd3 import SD3Backbone
+    from components.export.onnx_adapters import export_onnx_adapter, export_onnx_base
+    from components.export.onnx_folder import FACTS
+    from components.export.onnx_sampler import OnnxSampler
+
+    base, wanted = folder.parent / "onnx-base", adapter_folder.read_identity(adapter)["base_fingerprint"]
+    export_onnx_adapter(adapter, folder)
+    facts = base / FACTS
+    if not facts.is_file() or json.loads(facts.read_text(encoding="utf-8"))["base_fingerprint"] != wanted:
+        sampling = settings.evaluation.sampling.model_dump(mode="json")
+        export_onnx_base(SD3Backbone.load(settings.base), base, sampling)
+    sampler = OnnxSampler(base)
+    sampler.load_adapter(folder)
+    return sampler.providers
 
 
 def _show(facts: dict[str, Any]) -> None:

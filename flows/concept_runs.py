@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,9 @@ from components.errors import PureCCError
 from components.planning import Decision
 from components.secrets import redact
 from components.settings import ContinualSettings, load_profile, project_root
-from components.tracking import retirement
-from components.tracking.store import is_empty, open_store
+from components.tracking import retirement, runs
+from components.tracking.store import is_away, is_empty, open_store
+from flows import recovery
 from flows.console import stderr
 from flows.job import load_job
 from flows.outcome import GatesRefused
@@ -33,6 +33,8 @@ Note = Callable[[ConceptResult], None]
 
 DEPLOYMENT = "customize/customize"
 _POLL_SECONDS = 2.0
+_LOOK_SECONDS = 20.0  # between two looks for flow runs whose worker died
+_PATIENCE = 300.0  # seconds for which a server may be away, as while it is restarted
 
 
 @dataclass
@@ -99,6 +101,7 @@ def _here(name: str, profile: str, overrides: Sequence[str], budget: Budget) -> 
     """Customize in this process; whatever goes wrong becomes the result."""
     if (why := budget.exhausted()) is not None:
         return ConceptResult(name, "left", why)
+    from components.backbones.device import gpus_of
     from flows.customize import customize
 
     stderr.print(f"{name} ...", style="bold")
@@ -106,7 +109,7 @@ def _here(name: str, profile: str, overrides: Sequence[str], budget: Budget) -> 
     state = customize(name, profile, list(overrides), return_state=True)
     found = state.result(raise_on_failure=False)
     seconds = time.monotonic() - begun
-    gpu_seconds = seconds * gpus()
+    gpu_seconds = seconds * gpus_of(load_profile(profile, overrides).base)
     budget.gpu_seconds += gpu_seconds
     if isinstance(found, BaseException):
         result = replace(_unsuccessful(name, found), seconds=seconds, gpu_seconds=gpu_seconds)
@@ -133,39 +136,37 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def gpus() -> int:
-    """GPUs that this process and its peers train on."""
-    import torch
-
-    return int(os.environ.get("WORLD_SIZE", "1")) if torch.cuda.is_available() else 0
-
-
 def _on_workers(
     wanted: Sequence[Decision], profile: str, overrides: Sequence[str], budget: Budget, note: Note
 ) -> dict[str, ConceptResult]:
     """One flow run per concept; what each came to is read from the registry, nothing big travels.
 
-    A flow run of the same inputs that is under way (of a run of continual that died) is waited for, not doubled.
+    A flow run of the same inputs that is under way (of a run of continual that died) is waited for, not doubled. One
+    whose process died is a failure: the next run does it again.
     """
     from prefect.client.orchestration import get_client
 
     results: dict[str, ConceptResult] = {}
     with get_client(sync_client=True) as client:
-        waiting = {decision.name: _submit(client, decision.name, profile, overrides) for decision in wanted}
+        waiting = {decision.name: _patiently(_submit, client, decision.name, profile, overrides) for decision in wanted}
+        looked = time.monotonic()
         while waiting:
             why = budget.exhausted()
+            if time.monotonic() - looked > _LOOK_SECONDS:
+                _patiently(recovery.close_dead_flow_runs)
+                looked = time.monotonic()
             for name, run_id in list(waiting.items()):
-                run = client.read_flow_run(run_id)
+                run = _patiently(client.read_flow_run, run_id)
                 if why is not None and run.state is not None and run.state.is_scheduled():
                     _cancel(client, run_id)
                     results[name] = ConceptResult(name, "left", why)
                 elif run.state is not None and run.state.is_final():
-                    seconds = run.total_run_time.total_seconds()
-                    results[name] = _came_to(name, profile, overrides, run.state, seconds)
+                    results[name] = _patiently(_came_to, name, profile, overrides, run)
+                    budget.gpu_seconds += results[name].gpu_seconds
                 else:
                     continue
                 del waiting[name]
-                note(results[name])
+                _patiently(note, results[name])
             if waiting:
                 time.sleep(_POLL_SECONDS)
     return results
@@ -196,11 +197,37 @@ def _cancel(client: Any, run_id: Any) -> None:
     client.set_flow_run_state(run_id, Cancelled(message="A cap of the continual run was reached."))
 
 
-def _came_to(name: str, profile: str, overrides: Sequence[str], state: Any, seconds: float) -> ConceptResult:
+def _came_to(name: str, profile: str, overrides: Sequence[str], run: Any) -> ConceptResult:
+    """What a flow run that ended came to, as the tracking store tells it."""
     root = project_root()
-    decision = decide(load_job(name, profile, overrides), None if is_empty(root) else open_store(root))
+    store = None if is_empty(root) else open_store(root)
+    seconds = run.total_run_time.total_seconds()
+    gpu_seconds = 0.0 if store is None else runs.gpu_seconds(store, name, str(run.id))
+    decision = decide(load_job(name, profile, overrides), store)
     if decision.action == "reuse":
         status: Status = "refused" if decision.refused else "promoted"
-        return ConceptResult(name, status, decision.reason, decision.version, seconds)
-    reason = state.message or f"its flow run ended as {state.name}"
-    return ConceptResult(name, "failed", reason, seconds=seconds)
+        return ConceptResult(name, status, decision.reason, decision.version, seconds, gpu_seconds)
+    reason = run.state.message or f"its flow run ended as {run.state.name}"
+    return ConceptResult(name, "failed", reason, seconds=seconds, gpu_seconds=gpu_seconds)
+
+
+def _patiently(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Call, again and again while a server does not answer; its restart is no reason to give up what workers do."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return call(*arguments)
+        except Exception as error:
+            if time.monotonic() > deadline or not _away(error):
+                raise
+            logger.warning("a server does not answer, trying again: %s", redact(str(error)))
+            time.sleep(_POLL_SECONDS)
+
+
+def _away(error: BaseException) -> bool:
+    """Whether an error says no more than that Prefect's or MLflow's server is not there just now."""
+    import httpx
+
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500
+    return isinstance(error, httpx.TransportError) or is_away(error)

@@ -6,13 +6,12 @@ Exit codes: 0 done; 1 the work ran and was refused or failed; 2 wrong use; 130 i
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import math
 import os
-import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from components import disk
 from components.errors import InvalidInput, PureCCError
 from components.secrets import RedactingFilter, redact, redact_values
 
@@ -31,8 +31,6 @@ stdout = Console()
 stderr = Console(stderr=True)
 
 DONE, FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
-
-_LEAST_ROOM = 64 * 1024  # bytes
 
 documents = 0  # JSON documents on stdout: one command prints one
 
@@ -127,35 +125,39 @@ def _facts(error: BaseException) -> tuple[int, dict[str, Any]]:
     if isinstance(error, InvalidInput):
         where = {"file": None if error.file is None else str(error.file), "field": error.field, "mend": error.mend}
         return code, {"title": "error:", "kind": kind, "message": error.problem, **where}
-    if isinstance(error, PureCCError) or (isinstance(error, OSError) and not _disk_full(error)):
+    if isinstance(error, PureCCError | OSError) and not disk.is_full(error):
         return code, {"title": "error:", "kind": kind, "message": str(error)}
-    if _disk_full(error) or _no_room():
+    place = disk.full_place(error, _places())
+    if disk.is_full(error) or place is not None:  # where it is full, an error that nobody expected comes of it
         mend = "make space, then run the same command again: it goes on where it stopped"
-        return code, {"title": "error:", "kind": "DiskFull", "message": f"the disk is full: {error}", "mend": mend}
+        facts = {"file": str(place or _root()), "mend": mend}
+        return code, {"title": "error:", "kind": "DiskFull", "message": f"the disk is full: {error}", **facts}
     details = _keep_traceback(error)
     return code, {"title": "internal error:", "kind": kind, "message": f"{kind}: {error}", "details": details}
 
 
-def _disk_full(error: BaseException | None) -> bool:
-    """Whether a write found no room, wherever in the chain of causes; databases and libraries say it in words only."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
-        if "disk is full" in str(error) or "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _no_room() -> bool:
-    """Whether the project's disk is full: an error that nobody expected then comes of it, whatever it says."""
+def _root() -> Path | None:
     from components.settings import project_root
 
     with contextlib.suppress(PureCCError, OSError):
-        return shutil.disk_usage(project_root()).free < _LEAST_ROOM
-    return False
+        return project_root()
+    return None
+
+
+def _places() -> list[Path]:
+    """Where a command writes."""
+    root = _root()
+    below = (
+        "mlruns",
+        "mlruns/artifacts",
+        ".purecc/artifacts",
+        ".purecc/work",
+        ".purecc/reports",
+        ".purecc",
+        "data",
+        "",
+    )
+    return [*(root / name for name in below if root is not None), Path(tempfile.gettempdir())]
 
 
 def _keep_traceback(error: BaseException) -> str | None:

@@ -52,7 +52,6 @@ class EmbeddedServer:
     """A Prefect server process that can be started early and waited for late: it boots while torch is imported."""
 
     def __init__(self, root: Path):
-        self._root = root
         self._log = root / ".purecc" / "logs" / "prefect.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
@@ -173,6 +172,25 @@ def connected(server: EmbeddedServer | None) -> Iterator[None]:
             yield
         finally:
             _deliver()
+
+
+@contextlib.contextmanager
+def connected_with_threads(server: EmbeddedServer | None) -> Iterator[None]:
+    """Like `connected`, for flows whose task runner has threads of its own; enter it before prefect is imported.
+
+    Prefect's threads know no settings of a context: without an address in the environment they start one more server,
+    which nothing ends.
+    """
+    if server is None:
+        yield
+        return
+    server.wait()
+    os.environ["PREFECT_API_URL"] = server.url
+    try:
+        with connected(server):
+            yield
+    finally:
+        del os.environ["PREFECT_API_URL"]
 
 
 def _deliver() -> None:

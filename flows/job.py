@@ -15,7 +15,7 @@ from components.errors import InvalidInput
 from components.files import digest_of, sha256_file, write_json
 from components.planning import Inputs
 from components.provenance import CodeVersion, code_version
-from components.settings import Profile, load_profile, project_root
+from components.settings import Gate, Profile, load_profile, project_root
 from components.tracking import bundles
 from components.tracking.registry import content_digest
 from flows.stages import Stage
@@ -68,12 +68,17 @@ class Job:
     def trains_extractor(self) -> bool:
         return self.profile.learning.has_extractor
 
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """Metric -> the gate that judges a concept of this kind."""
+        return self.profile.gates_for(self.concept.kind)
+
     @functools.cached_property
     def inputs(self) -> Inputs:
         """What the outcome depends on, known before anything runs: the key by which unchanged work is recognised."""
         extractor = [self.extractor()] if self.trains_extractor else []
         stages = [self.validation(), *extractor, self.pure(_OPEN if extractor else None), self.evaluation(_OPEN)]
-        gates = {metric: gate.model_dump(mode="json") for metric, gate in self.profile.gates.items()}
+        gates = {metric: gate.model_dump(mode="json") for metric, gate in self.gates.items()}
         return Inputs.of_stages(self.name, {stage.name: stage.inputs for stage in stages}, gates)
 
     def validation(self) -> Stage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import tempfile
@@ -33,7 +32,13 @@ def conclude(
     """Register, judge, report, and promote what passed; judged again if another run promotes meanwhile."""
     version = _register(session, adapter, evaluation)
     artifacts = (extractor, adapter, evaluation)
-    judge_against = functools.partial(_judge, session, version, evaluation, evaluate)
+
+    def judge_against(champion: Version | None) -> GateReport:
+        gates = _judge(session, version, evaluation, evaluate, champion)
+        write_report(session, version, gates, artifacts)  # before anything is settled: a full disk leaves it to be done
+        _settle(session, version)
+        return gates
+
     try:
         gates, replaced = promotion.promote_best(
             session.store, session.job.name, version.number, judge_against, public_key=_public_key(session.job)
@@ -52,6 +57,7 @@ def bless(session: Session, adapter: Artifact, evaluation: Artifact, evaluate: E
     champion = registry.by_alias(session.store, session.job.name)
     against = champion if champion is not None and champion.number != version.number else None
     gates = _judge(session, version, evaluation, evaluate, against)
+    _settle(session, version)
     return registry.version(session.store, session.job.name, version.number), gates
 
 
@@ -111,7 +117,7 @@ def _judge(
 ) -> GateReport:
     """Both blessings: the gates against the champion, then, if they are passed, a fresh process that serves it."""
     settings, job = session.job.profile.promotion, session.job
-    metrics, gates = evaluation.facts["metrics"], session.job.profile.gates
+    metrics, gates = evaluation.facts["metrics"], job.gates
     report = judge(metrics, gates, champion_metrics(session, against, evaluate))
     digest = against.tags.get("adapter/digest") if against else None
     key = promotion.judgement_key(metrics, gates, digest)
@@ -119,8 +125,6 @@ def _judge(
     promotion.record_judgement(
         session.store, job.name, version.number, report, key=key, against=digest, requires=requires
     )
-    # Only a judged version says what it was made from: the planner and the next run take it as settled.
-    registry.set_tags(session.store, job.name, version.number, job.inputs.tags)
     if report.passed and settings.servability:
         from components.tracking import servability
 
@@ -130,9 +134,14 @@ def _judge(
     return report
 
 
+def _settle(session: Session, version: Version) -> None:
+    """Only a judged version says what it was made from: the planner and the next run take it as settled."""
+    registry.set_tags(session.store, session.job.name, version.number, session.job.inputs.tags)
+
+
 def champion_metrics(session: Session, champion: Version | None, evaluate: Evaluate) -> Mapping[str, float] | None:
     """The champion's metrics under this job's data, prompts and seeds; evaluated again where they are not kept."""
-    gates = session.job.profile.gates.values()
+    gates = session.job.gates.values()
     if champion is None or all(gate.not_worse_by is None for gate in gates):
         return None
     kept = stages.find(session.job.evaluation(champion.tags["adapter/digest"]))
@@ -156,7 +165,7 @@ def _finish(
     refusal: str | None = None,
 ) -> Outcome:
     job = session.job
-    path = write_report(session, version, gates, artifacts)
+    path = report_path(job, session.run_id)
     _show_in_prefect(job.name, gates, path)
     session.tag("gate/status", "passed" if gates.passed else "refused")
     session.tag("registry/version", str(version.number))

@@ -20,12 +20,10 @@ def prefect_lock(subject: str, timeout: float) -> Iterator[None]:
     Raises:
         LockNotTaken: another holder kept it for longer than `timeout` seconds.
     """
-    from prefect.client.orchestration import get_client
     from prefect.concurrency.sync import concurrency
 
     name = f"purecc-{subject}"
-    with get_client(sync_client=True) as client:
-        client.upsert_global_concurrency_limit_by_name(name, 1)
+    _make_limit(name)
     with contextlib.ExitStack() as stack:
         try:
             # without `strict` a limit that does not exist is, silently, no lock
@@ -35,6 +33,29 @@ def prefect_lock(subject: str, timeout: float) -> Iterator[None]:
         except TimeoutError as error:
             raise LockNotTaken(f"the Prefect limit {name!r} was held for more than {timeout:g} s") from error
         yield
+
+
+def _make_limit(name: str) -> None:
+    """Make sure that a limit of one slot is there and holds.
+
+    Prefect's own upsert fails where two make a limit at once, and leaves one alone that somebody switched off.
+    """
+    from httpx import HTTPStatusError
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            # an error 500 is the database's refusal of a second one of that name; reading says whether it was that
+            with contextlib.suppress(ObjectAlreadyExists, HTTPStatusError):
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+            found = client.read_global_concurrency_limit_by_name(name)
+        if (found.limit, found.active, found.slot_decay_per_second) != (1, True, 0):
+            wanted = GlobalConcurrencyLimitUpdate(limit=1, active=True, slot_decay_per_second=0)
+            client.update_global_concurrency_limit(name, wanted)
 
 
 def open_shared_store(root: Path) -> Store:

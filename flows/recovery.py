@@ -18,7 +18,9 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -32,6 +34,7 @@ from flows.locks import open_shared_store
 logger = logging.getLogger(__name__)
 
 _TAG = "process"
+_SILENCE = timedelta(seconds=liveness.SILENCE)
 
 
 class AlreadyRunning(PureCCError):
@@ -159,7 +162,9 @@ def announce() -> None:
 def close_dead_flow_runs() -> list[str]:
     """End every flow run whose process is gone, as CRASHED, which frees its concurrency slots; returns their names.
 
-    To be called where Prefect's API is reachable.
+    To be called where Prefect's API is reachable. A run of this machine says which process to look for. A worker's run
+    that says nothing, or that is of another machine, ends with its worker, and the server knows when that was last
+    heard of.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
@@ -176,8 +181,7 @@ def close_dead_flow_runs() -> list[str]:
     closed = []
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=wanted):
-            identity = _identity(run.tags)
-            if identity is None or identity.alive is not False:
+            if not _is_dead(run, client):
                 continue
             state = Crashed(message="Its process died before it could end the run.")
             client.set_flow_run_state(run.id, state, force=True)
@@ -187,6 +191,25 @@ def close_dead_flow_runs() -> list[str]:
                     client.set_task_run_state(task_run.id, Crashed(message="Its flow run's process died."), force=True)
             closed.append(run.name)
     return closed
+
+
+def _is_dead(run: Any, client: Any) -> bool:
+    """Whether an open flow run has lost its process."""
+    identity = _identity(run.tags)
+    if identity is not None and identity.alive is not None:
+        return not identity.alive
+    if run.work_pool_name is None or client.read_work_pool(run.work_pool_name).type != "process":
+        return False  # of a machine that nobody watches, or a cluster's job, which its own worker watches
+    now = datetime.now(UTC)
+    name = run.labels.get("prefect.worker.name")
+    if name is None:  # claimed, and nothing more was heard
+        return run.state is not None and now - run.state.timestamp > _SILENCE
+    worker = next((each for each in client.read_workers_for_work_pool(run.work_pool_name) if each.name == name), None)
+    if worker is None or worker.last_heartbeat_time is None:
+        return True
+    if identity is None:  # nothing of ours has begun: soon tried again, at little cost
+        return str(getattr(worker.status, "value", worker.status)) != "ONLINE"
+    return bool(now - worker.last_heartbeat_time > _SILENCE)
 
 
 def _identity(tags: list[str]) -> ProcessIdentity | None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.errors import PureCCError
 from components.files import digest_of
@@ -25,13 +25,16 @@ from components.tracking import bundles
 from components.tracking.failures import failures
 from components.tracking.registry import content_digest
 from flows import stages, tasks
-from flows.concept_runs import Budget, gpus
+from flows.concept_runs import Budget
 from flows.console import finite, stderr
 from flows.job import Job, Learned, load_job
 from flows.run_record import RunRecord
 from flows.run_summary import ConceptResult, RunSummary
 from flows.session import open_session
 from flows.stages import Artifact, Stage
+
+if TYPE_CHECKING:
+    from components.evaluation.learned import LearnedModel
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +97,9 @@ def _one(name: str, course: _Course, budget: Budget, record: RunRecord) -> Conce
         del course.jobs[name]
         return ConceptResult(name, "quarantined", f"failed {failed.count} times at this place: {failed.reason}")
     stderr.print(f"{name}, after {len(course.learned)} others ...", style="bold")
-    begun = time.monotonic()
+    from components.backbones.device import gpus_of
+
+    begun, gpus = time.monotonic(), gpus_of(job.profile.base)
     try:
         adapter, reused = _train(job)
         learned = Learned(name, content_digest(adapter.folder / "adapter"), adapter.folder / "adapter")
@@ -103,16 +108,16 @@ def _one(name: str, course: _Course, budget: Budget, record: RunRecord) -> Conce
         del course.jobs[name]
         reason = redact(str(error) if isinstance(error, PureCCError) else f"{type(error).__name__}: {error}")
         logger.warning("%s failed, the others go on: %s", name, reason)
-        return _timed(ConceptResult(name, "failed", reason), begun, budget)
+        return _timed(ConceptResult(name, "failed", reason), begun, budget, gpus)
     course.learned.append(learned)
     course.rows.append(row)
     what = "unchanged, the kept result is used" if reused else f"learned on top of {len(course.learned) - 1} others"
-    return _timed(ConceptResult(name, "reused" if reused else "learned", what), begun, budget)
+    return _timed(ConceptResult(name, "reused" if reused else "learned", what), begun, budget, gpus)
 
 
-def _timed(result: ConceptResult, begun: float, budget: Budget) -> ConceptResult:
+def _timed(result: ConceptResult, begun: float, budget: Budget, gpus: int) -> ConceptResult:
     seconds = time.monotonic() - begun
-    gpu_seconds = seconds * gpus()
+    gpu_seconds = seconds * gpus
     budget.gpu_seconds += gpu_seconds
     return replace(result, seconds=seconds, gpu_seconds=gpu_seconds)
 
@@ -142,11 +147,19 @@ def _row(learned: Sequence[Learned], jobs: Mapping[str, Job], record: RunRecord)
     wanted = {name: _row_stage(job, learned) for name, job in jobs.items()}
     found = {name: stages.find(stage) for name, stage in wanted.items()}
     if any(artifact is None for artifact in found.values()):
-        model = _Model(learned, next(iter(jobs.values())).profile)
+        from components.evaluation.learned import LearnedModel
+
+        first = next(iter(jobs.values()))
+        model = LearnedModel({each.name: each.folder for each in learned}, first.profile, first.root)
         for name, job in jobs.items():
             stderr.print(f"evaluating {name} after {learned[-1].name} ...", style="dim")
-            found[name] = stages.run(wanted[name], functools.partial(model.evaluate, name, job))
+            found[name] = stages.run(wanted[name], functools.partial(_evaluated, model, job))
     return {name: artifact.facts["metrics"] for name, artifact in found.items() if artifact is not None}
+
+
+def _evaluated(model: LearnedModel, job: Job, work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
+    result = model.evaluate(job.concept, job.profile, work / "evaluation", job.root / ".purecc" / "cache" / "originals")
+    return {"evaluation": work / "evaluation"}, {"metrics": result.metrics}
 
 
 def _row_stage(job: Job, learned: Sequence[Learned]) -> Stage:
@@ -157,55 +170,11 @@ def _row_stage(job: Job, learned: Sequence[Learned]) -> Stage:
     return replace(job, earlier=()).evaluation(adapter)
 
 
-class _Model:
-    """The base with all learned concepts, evaluated for one concept after the other; loaded when first used."""
-
-    def __init__(self, learned: Sequence[Learned], profile: Profile):
-        self._learned, self._profile = learned, profile
-        self._loaded: tuple[Any, dict[str, Any], Any] | None = None
-
-    def _load(self) -> tuple[Any, dict[str, Any], Any]:
-        if self._loaded is None:
-            from components.backbones.composition import sum_of
-            from components.backbones.sd3 import SD3Backbone
-            from components.evaluation.evaluators import load_evaluators
-            from components.settings import project_root
-
-            backbone = SD3Backbone.load(self._profile.base)
-            for each in self._learned:
-                backbone.load_adapter(each.folder, f"learned/{each.name}")
-            weights = sum_of(backbone, [f"learned/{each.name}" for each in self._learned])
-            judges = load_evaluators(self._profile.evaluation.evaluators, project_root(), backbone.device)
-            self._loaded = backbone, weights, judges
-        return self._loaded
-
-    def evaluate(self, name: str, job: Job, work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
-        from components.evaluation.evaluate import evaluate as measure
-
-        backbone, weights, judges = self._load()
-        own = f"learned/{name}"
-        embeddings = backbone.adapted[own].embeddings if own in backbone.adapted.names else None
-        backbone.create_adapter(
-            "model",
-            concept=name,
-            weights=weights,
-            embeddings_NRD=None if embeddings is None else embeddings.Y_NRD.detach(),
-        )
-        try:
-            originals = job.root / ".purecc" / "cache" / "originals"
-            result = measure(
-                backbone, "model", job.concept, job.profile, work / "evaluation", originals, evaluators=judges
-            )
-        finally:
-            backbone.remove_adapter("model")
-        return {"evaluation": work / "evaluation"}, {"metrics": result.metrics}
-
-
 def _conclude(
     course: _Course, settings: Profile, results: Mapping[str, ConceptResult], record: RunRecord
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Matrix, figures, report, gate and bundle of what was learned."""
-    from components.evaluation.forgetting import Forgetting
+    from components.evaluation.forgetting import Forgetting, prior_preservation
     from components.evaluation.sequence_report import write_sequence_report
 
     names = [each.name for each in course.learned]
@@ -214,7 +183,7 @@ def _conclude(
         names, [[row.get(name, {}).get(metric, math.nan) for name in names] for row in course.rows]
     )
     refused = forgetting.refusal(settings.continual.maximum_forgetting)
-    preservation = [_preservation(row, names) for row in course.rows]
+    preservation = [prior_preservation({name: row.get(name, {}) for name in names}) for row in course.rows]
     for step, values in enumerate(preservation):
         record.metrics({f"continual/{key}": value for key, value in values.items()}, step)
     record.metrics(forgetting.metrics)
@@ -254,13 +223,3 @@ def _conclude(
     )
     checks = {"refused": refused, "report": str(report), **forgetting.to_json()}
     return checks, {"version": version.number, "status": version.status, "concepts": pins}
-
-
-def _preservation(row: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
-    """Means, over the concepts' prompt sets, of what is measured on prompts without a concept."""
-    found: dict[str, list[float]] = {}
-    for name in names:
-        for key, value in row.get(name, {}).items():
-            if key.startswith("preservation/prior_") and not key.endswith("_floor"):
-                found.setdefault(key, []).append(value)
-    return {key: sum(values) / len(values) for key, values in sorted(found.items())}

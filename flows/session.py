@@ -52,9 +52,19 @@ class StageRun:
     display: Display
 
 
+def _flow_run() -> dict[str, str]:
+    """Which flow run this is, for whoever dispatched it."""
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    return {} if context is None or context.flow_run is None else {runs.FLOW_RUN: str(context.flow_run.id)}
+
+
 @contextlib.contextmanager
 def open_session(job: Job) -> Iterator[Session]:
     """The parent run of one customize."""
+    from components.backbones.device import gpus_of
+
     store = open_shared_store(job.root)
     tags = {
         "purecc/concept": job.name,
@@ -66,6 +76,8 @@ def open_session(job: Job) -> Iterator[Session]:
         "code/commit": job.code.commit or "none",
         "code/dirty": str(job.code.dirty).lower(),
         "seed": str(job.profile.seed),
+        runs.GPUS: str(gpus_of(job.profile.base)),
+        **_flow_run(),
         **job.inputs.tags,
         **{f"library/{name}": version for name, version in library_versions().items()},
     }

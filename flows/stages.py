@@ -98,6 +98,7 @@ def run(stage: Stage, make: Callable[[Path], tuple[Mapping[str, Path], Mapping[s
     with stage.lock():
         found = find(stage)
         if found is not None:
+            shutil.rmtree(stage.work, ignore_errors=True)  # there where the last run died between the two
             return found
         _sweep(stage)
         stage.work.mkdir(parents=True, exist_ok=True)

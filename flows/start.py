@@ -17,7 +17,7 @@ from components.tracking.registry import content_digest
 from components.tracking.store import is_empty, open_store
 from flows import recovery, stages
 from flows.console import stderr
-from flows.engine import connected, prefect_server, prepare_environment
+from flows.engine import connected, connected_with_threads, prefect_server, prepare_environment
 from flows.job import Job, load_job
 from flows.outcome import GatesRefused, Outcome
 
@@ -48,13 +48,12 @@ def customize(name: str, profile: str, overrides: Sequence[str] = (), *, anew: b
 
 def benchmark(title: str, plan: Plan, target: Path, *, workers: int, facts: dict[str, str]) -> dict[str, str]:
     """Measure what the folder `target` lacks of a benchmark's plan, and write its report; returns its files."""
-    with prefect_server(project_root()) as server:
+    with prefect_server(project_root()) as server, connected_with_threads(server):
         from flows.benchmark import benchmark as flow
         from flows.benchmark import cells_at_once
 
-        with connected(server):
-            flow = flow.with_options(task_runner=cells_at_once(workers))
-            return flow(title, plan.model_dump(mode="json"), str(target.resolve()), facts)
+        flow = flow.with_options(task_runner=cells_at_once(workers))
+        return flow(title, plan.model_dump(mode="json"), str(target.resolve()), facts)
 
 
 def continual(
@@ -85,6 +84,7 @@ def continual(
         nothing: tuple[dict[str, Any], None] = {}, None
         known = nothing if is_empty(root) else together.known(profile, overrides, open_store(root))
         if known is not None:
+            _close_what_is_dead(root)
             settings = load_profile(profile, overrides)
             return RunSummary(mode, results, settings.continual.minimum_success, *known).to_json()
     with prefect_server(root) as server:
@@ -96,6 +96,14 @@ def continual(
             except RunFailed as failed:
                 return dict(failed.summary)
             return facts
+
+
+def _close_what_is_dead(root: Path) -> None:
+    """What an earlier run left when it died at its very end; without starting a server for it."""
+    recovery.recover(root)
+    if os.environ.get("PREFECT_API_URL"):
+        prepare_environment(root)
+        recovery.close_dead_flow_runs()
 
 
 def trigger_retrain(since: str, profile: str, overrides: Sequence[str], mode: str, dispatch: str) -> dict[str, Any]:

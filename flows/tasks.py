@@ -8,7 +8,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -20,11 +20,15 @@ from components.provenance import PROVENANCE, Provenance, library_versions
 from components.tracking import runs
 from components.tracking.gates import GateReport
 from components.tracking.registry import Version, content_digest
-from flows import judgement, stages
+from flows import judgement, peers, stages
 from flows.console import finite, stderr
+from flows.job import Job
 from flows.outcome import Outcome
 from flows.session import Session
 from flows.stages import Artifact, Stage
+
+if TYPE_CHECKING:
+    from components.learning.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +76,10 @@ def train_extractor(session: Session) -> Artifact:
     stage = session.job.extractor()
 
     def make(work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
-        from components.learning.extractor import train_extractor as train
-
         steps = session.job.profile.learning.extractor.steps
         stage_run = session.stage("extractor", "stage 1: extractor", steps, work / "history.jsonl")
-        with stage_run as running, _backbone(session) as backbone:
-            adapter = train(backbone, session.job.concept, session.job.profile, work, running.tracker)
+        with stage_run as running:
+            adapter = peers.train(session.job, stage.name, None, work, running.tracker)
             return _trained(session, stage, work, adapter, running.run.run_id, ())
 
     return _noted(session, stages.run(stage, make))
@@ -90,14 +92,11 @@ def train_pure(session: Session, extractor: Artifact | None) -> Artifact:
     stage = session.job.pure(None if parent is None else content_digest(parent))
 
     def make(work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
-        from components.learning.pure import train_pure as train
-
-        job, learning = session.job, session.job.profile.learning
+        learning = session.job.profile.learning
         title = f"training: {learning.method}" if parent is None else "stage 2: pure learning"
         stage_run = session.stage("pure-learning", title, learning.pure.steps, work / "history.jsonl")
-        with stage_run as running, _backbone(session) as backbone:
-            earlier = [learned.folder for learned in job.earlier]
-            adapter = train(backbone, job.concept, job.profile, parent, work, running.tracker, earlier=earlier)
+        with stage_run as running:
+            adapter = peers.train(session.job, stage.name, parent, work, running.tracker)
             parents = () if extractor is None else (extractor.stage.key,)
             return _trained(session, stage, work, adapter, running.run.run_id, parents)
 
@@ -131,7 +130,7 @@ def evaluation_of(session: Session, adapter: Path) -> Artifact:
     def make(work: Path) -> tuple[Mapping[str, Path], Mapping[str, Any]]:
         from components.evaluation.evaluate import evaluate as measure
 
-        with session.stage("evaluation", "evaluation", 1) as running, _backbone(session) as backbone:
+        with session.stage("evaluation", "evaluation", 1) as running, _backbone(job) as backbone:
             backbone.load_adapter(adapter, "custom")
             result = measure(
                 backbone,
@@ -149,13 +148,29 @@ def evaluation_of(session: Session, adapter: Path) -> Artifact:
     return stages.run(job.evaluation(digest), make)
 
 
+def learn(job: Job, stage: str, extractor: Path | None, work: Path, tracker: Tracker) -> Path:
+    """Train a stage's adapter, in every process of the run (`flows.peers`).
+
+    Args:
+        stage: `extractor` or `pure-learning`.
+        extractor: the adapter folder of stage 1, for `pure-learning` where the method has one.
+    """
+    from components.learning.extractor import train_extractor
+    from components.learning.pure import train_pure
+
+    with _backbone(job) as backbone:
+        if stage == "extractor":
+            return train_extractor(backbone, job.concept, job.profile, work, tracker)
+        earlier = [learned.folder for learned in job.earlier]
+        return train_pure(backbone, job.concept, job.profile, extractor, work, tracker, earlier=earlier)
+
+
 @contextlib.contextmanager
-def _backbone(session: Session) -> Iterator[Any]:
+def _backbone(job: Job) -> Iterator[Any]:
     """The model that the job starts from: the base, with the concepts that were learned before."""
     from components.backbones.composition import on_top_of
     from components.backbones.sd3 import SD3Backbone
 
-    job = session.job
     backbone = SD3Backbone.load(job.profile.base)
     names = []
     for learned in job.earlier:

@@ -105,7 +105,8 @@ def _checked(pins: Pins, settings: Profile, record: RunRecord) -> tuple[dict[str
             for name, version in pins.versions.items()
         }
         result = _check(folders, settings, record.root)
-        refused = refusal(result.metrics, settings)
+        bounds = settings.continual
+        refused = result.refusal(maximum_loss=bounds.maximum_loss, maximum_bleed=bounds.maximum_bleed)
         record.artifact("together.json", result.to_json())
         record.metrics(result.metrics)
         content = {
@@ -142,19 +143,6 @@ def _check(folders: Mapping[str, Path], settings: Profile, root: Path) -> Any:
         resolution=settings.base.resolution,
     )
     return check.run(settings.continual.maximum_pairs)
-
-
-def refusal(metrics: Mapping[str, float], settings: Profile) -> str:
-    """Why the champions may not be bundled; empty if they may."""
-    bounds = (
-        ("together/loss_max", settings.continual.maximum_loss),
-        ("together/bleed_max", settings.continual.maximum_bleed),
-    )
-    return "; ".join(
-        f"{metric} = {metrics.get(metric)}, needs <= {bound:g}"
-        for metric, bound in bounds
-        if bound is not None and not metrics.get(metric, float("nan")) <= bound
-    )
 
 
 def _bundle_facts(version: Version, pins: Pins) -> dict[str, Any]:

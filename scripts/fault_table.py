@@ -1,8 +1,10 @@
 """The fault table: what can go wrong with a promotion, done for real, and where each ends.
 
-    python scripts/fault_table.py [--out docs/faults.md]
+    python scripts/fault_table.py [--out docs/faults.md] [--only embedded|servers]
 
 Everything runs in a temporary project on an untrained model family, in some minutes. Processes are killed with SIGKILL.
+The second part starts the servers of infra/compose.yaml as processes, which needs PostgreSQL and Redis (apt-get install
+postgresql redis-server) and the packages of `purecc[dev]`.
 Exit code 1 if one row does not end in the right champion with a clear message.
 """
 
@@ -21,8 +23,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ import components.quiet  # noqa: F401  (before every dependency)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
+import racing
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -40,22 +43,12 @@ from safetensors.torch import load_file, save_file
 from components.backbones.sd3 import SD3Backbone
 from components.errors import PureCCError
 from components.files import atomic_folder, write_manifest
-from components.settings import BaseSettings, Gate, LoraSettings
-from components.tracking import promotion, registry, runs, succession
-from components.tracking.gates import GateReport, judge
+from components.settings import BaseSettings, LoraSettings
+from components.tracking import promotion, registry, succession
 from components.tracking.store import Store, open_store
 
 CONCEPT = "star"
-GATES = {"quality": Gate(minimum=0.0, not_worse_by=0.0)}
-WRITES = (
-    "set_registered_model_alias",
-    "delete_registered_model_alias",
-    "set_model_version_tag",
-    "delete_model_version_tag",
-    "set_registered_model_tag",
-    "delete_registered_model_tag",
-    "create_model_version",
-)
+RACERS = (2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -117,26 +110,7 @@ class Bench:
 
 
 def register(store: Store, adapter: Path, score: float) -> int:
-    """Register and judge by the bound alone."""
-    with runs.run(store, CONCEPT, "customize") as tracker:
-        number = registry.register(
-            store, CONCEPT, adapter, run_id=tracker.run_id, base={}, tags={"score": str(score)}
-        ).number
-    judged(store, number)(None)
-    return number
-
-
-def judged(store: Store, number: int) -> Callable[[Any], GateReport]:
-    """A judge of a version against a champion, by the score that its tag states."""
-
-    def against(champion: Any) -> GateReport:
-        score = float(registry.version(store, CONCEPT, number).tags["score"])
-        reference = {"quality": float(champion.tags["score"])} if champion else None
-        report = judge({"quality": score}, GATES, reference)
-        promotion.record_judgement(store, CONCEPT, number, report, key="k", against=None)
-        return report
-
-    return against
+    return racing.register(store, CONCEPT, adapter, score)
 
 
 def champion(store: Store) -> int | None:
@@ -190,37 +164,41 @@ def kills(bench: Bench) -> list[Row]:
 
 def die_at(store: Store, kind: str, number: int) -> None:
     """In a forked process: act, and die before the write `number`."""
-    own, done = open_store(store.root), 0
-    for name in WRITES:
-        real = getattr(own.client, name)
-
-        def write(*arguments: Any, real: Any = real, **more: Any) -> Any:
-            nonlocal done
-            if done == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            done += 1
-            return real(*arguments, **more)
-
-        setattr(own.client, name, write)
+    own = open_store(store.root)
+    racing.die_at(own, number)
     try:
         promotion.promote(own, CONCEPT, 3) if kind == "promote" else promotion.rollback(own, CONCEPT, "tried")
     finally:
         os._exit(0)
 
 
+def shuffled(count: int) -> list[int]:
+    """Scores 1 to `count` in an order of their own."""
+    scores = list(range(1, count + 1))
+    random.Random(count).shuffle(scores)
+    return scores
+
+
+def ended(fault: str, store: Store, scores: dict[int, int], failures: list[str]) -> Row:
+    """The row of a race: one champion, the best that passed; every promotion counted once, nothing half-done."""
+    found = racing.outcome(store, CONCEPT, scores)
+    said = "; ".join([*found.problems, *failures]) or f"the best of {len(scores)}, after {found.moves} moves; none lost"
+    right = not found.problems and not failures
+    return Row(fault, right, f"version {found.champion}, score {scores.get(found.champion or 0)}", said)
+
+
 def races(bench: Bench) -> list[Row]:
-    """Promoters at once, as threads and as processes: the best that passed is the champion, none is lost."""
+    """Promoters at once in one project, as threads and as processes; the file lock holds them apart."""
     rows = []
     for kind in ("threads", "processes"):
-        for count in (2, 4, 8):
+        for count in RACERS:
             store = open_store(bench.root / f"race-{kind}-{count}")
-            scores = list(range(1, count + 1))
-            random.Random(count).shuffle(scores)
+            scores = shuffled(count)
             numbers = [register(store, bench.adapters[i + 1], float(score)) for i, score in enumerate(scores)]
 
             def act(number: int, root: Path = store.root) -> None:
                 own = open_store(root)
-                promotion.promote_best(own, CONCEPT, number, judged(own, number))
+                promotion.promote_best(own, CONCEPT, number, racing.judged(own, CONCEPT, number))
 
             if kind == "threads":
                 threads = [threading.Thread(target=act, args=(number,)) for number in numbers]
@@ -242,11 +220,64 @@ def races(bench: Bench) -> list[Row]:
                             os._exit(code)
                     children.append(child)
                 failed = sum(os.waitpid(child, 0)[1] != 0 for child in children)
-            best = numbers[scores.index(count)]
-            lost = [number for number in numbers if registry.version(store, CONCEPT, number).status == "not judged"]
-            message = f"{count} judged, {failed} failed, {len(lost)} lost; the best has score {count}"
-            rows.append(row(f"{count} racing {kind}", store, best, message, right=not failed and not lost))
+            failures = [f"{failed} promoters failed"] if failed else []
+            scored = dict(zip(numbers, scores, strict=True))
+            rows.append(ended(f"{count} racing {kind}, embedded", store, scored, failures))
     return rows
+
+
+def server_races(bench: Bench) -> list[Row]:
+    """The same on the servers of infra/compose.yaml, each promoter on a host of its own; and one that is killed.
+
+    MLflow and Prefect run over HTTP with passwords, on PostgreSQL, Redis and S3. Only the concurrency limit of the
+    Prefect server holds the promoters apart.
+    """
+    sys.path.insert(0, str(racing.REPOSITORY / "tests"))
+    from servers import compose
+
+    folder = bench.root / "servers"
+    with compose.running(folder / "stack", "mlflow-user", "prefect-services", "mlflow") as stack:
+        stack.complete("mlflow-user")
+        clients = {**stack.client_environment(), "PREFECT_HOME": str(folder / "prefect")}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))}
+        before = dict(os.environ)
+        os.environ.update({name: value for name, value in clients.items() if name.startswith("MLFLOW_")})
+        try:
+            (folder / "project").mkdir()
+            store = open_store(folder / "project")
+            return [*_server_races(bench, store, folder, {**kept, **clients})]
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _server_races(bench: Bench, store: Store, folder: Path, environment: dict[str, str]) -> Iterator[Row]:
+    numbers = [register(store, bench.adapters[number], float(number)) for number in range(1, max(RACERS) + 1)]
+
+    def prepared(count: int) -> dict[int, int]:
+        scores = dict(zip(numbers, shuffled(count)))
+        racing.start_over(store, CONCEPT, scores)
+        return scores
+
+    for kind in ("threads", "processes"):
+        for count in RACERS:
+            scores = prepared(count)
+            groups = [list(scores)] if kind == "threads" else [[number] for number in scores]
+            codes = racing.race(CONCEPT, folder / f"{kind}-{count}", groups, environment)
+            failures = [f"a promoter ended with {code}" for code in codes if code != 0]
+            yield ended(f"{count} racing {kind}, servers", store, scores, failures)
+    scores = prepared(2)
+    best = max(scores, key=lambda number: scores[number])
+    (first,) = set(scores) - {best}
+    before_alias = "--die-before=set_registered_model_alias"
+    (code,) = racing.race(CONCEPT, folder / "killed", [[first]], environment, before_alias)
+    pending = succession.pending(store, CONCEPT)
+    (after,) = racing.race(CONCEPT, folder / "next", [[best]], environment)
+    failures = [] if code == -signal.SIGKILL else [f"it was not killed: it ended with {code}"]
+    failures += [] if pending is not None else ["it was killed where nothing was half-done"]
+    failures += [] if after == 0 else [f"the next one ended with {after}"]
+    found = ended("killed with the servers' lock in its hand", store, scores, failures)
+    yield replace(found, message=f"{found.message}; the lock's lease ran out, the half-done move was completed first")
 
 
 def partial_upload(bench: Bench) -> Row:
@@ -375,8 +406,8 @@ def clock_goes_back(bench: Bench) -> Row:
     return row("clock goes back ten years", store, 3, message, right=bool(state and state.previous == 2))
 
 
-def everything(bench: Bench) -> list[Row]:
-    """Every fault."""
+def embedded(bench: Bench) -> list[Row]:
+    """Every fault in the embedded store."""
     return [
         *kills(bench),
         *races(bench),
@@ -394,6 +425,9 @@ def everything(bench: Bench) -> list[Row]:
     ]
 
 
+PARTS = {"embedded": embedded, "servers": server_races}
+
+
 def table(rows: list[Row], hide: str) -> str:
     """The rows as a Markdown table."""
     lines = ["| fault | ends in | right | message |", "|---|---|---|---|"]
@@ -408,17 +442,29 @@ def table(rows: list[Row], hide: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the table into this Markdown file")
+    parser.add_argument("--only", choices=tuple(PARTS), help="of the two parts; default: both")
     parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are not left behind
     with tempfile.TemporaryDirectory(prefix="purecc-faults-") as folder:
-        rows = everything(Bench(Path(folder)))
+        bench, rows = Bench(Path(folder)), []
+        for part in PARTS:
+            if arguments.only in (None, part):
+                rows += PARTS[part](bench)
         text = table(rows, folder)
     print(json.dumps([each.__dict__ for each in rows], indent=2) if arguments.json else text)
     if arguments.out:
         head = (
             "# What can go wrong with a promotion\n\nWritten by `python scripts/fault_table.py --out docs/faults.md`.\n"
         )
-        head += "Before every fault version 1 is `previous`, 2 the champion, and 3 has passed its gates.\n\n"
+        head += "Before every fault version 1 is `previous`, 2 the champion, and 3 has passed its gates.\n"
+        head += (
+            "Races begin without a champion; versions get the scores 1 to N in a shuffled order, and the gate lets\n"
+        )
+        head += "none pass that is worse than the champion. In rows that end in `servers` MLflow and Prefect run over\n"
+        head += "HTTP, with passwords, on PostgreSQL, Redis and S3 (the processes of `infra/compose.yaml`), and every\n"
+        head += "promoter has a project folder of its own, as on a host of its own. Such a race is also checked for\n"
+        head += "moves that were counted twice, for a champion replaced by a worse one, and for what is half-done.\n\n"
         arguments.out.write_text(head + text, encoding="utf-8")
     return 0 if all(each.right for each in rows) else 1
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from filelock import FileLock
+from once import made_once
 
 if TYPE_CHECKING:
     from servers.compose import Stack
@@ -60,14 +60,7 @@ def micro_family(session_folder: Path) -> Path:
     """An untrained model family in the layout of Stable Diffusion 3.5, made once per session. Do not write into it."""
     from components.world.family import create_untrained
 
-    folder = session_folder / "micro-family"
-    with FileLock(session_folder / "micro-family.lock"):
-        if not folder.exists():
-            partial = session_folder / "micro-family.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            create_untrained(partial, size="micro", seed=0)
-            partial.rename(folder)
-    return folder
+    return made_once(session_folder / "micro-family", lambda folder: create_untrained(folder, size="micro", seed=0))
 
 
 @pytest.fixture

@@ -86,6 +86,11 @@ class AdaptedTransformer:
         """(N, R, D)."""
         return len(self.transformer.transformer_blocks), self._rows, int(self.transformer.inner_dim)
 
+    @property
+    def folds(self) -> bool:
+        """Whether other weights act now in the place of the base's."""
+        return bool(self._weights.held)
+
     # adapters
 
     def __getitem__(self, name: str) -> Adapter:

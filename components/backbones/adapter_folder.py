@@ -109,7 +109,7 @@ def read(folder: Path) -> AdapterFiles:
     """
     if not folder.is_dir():
         raise InvalidInput("no such adapter folder", file=folder)
-    verify_manifest(folder)
+    verify_manifest(folder, foreign=True)
     metadata, tensors = _read_safetensors(folder / EMBEDDINGS)
     if metadata.get("purecc_format") != FORMAT:
         raise InvalidInput(

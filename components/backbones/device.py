@@ -22,3 +22,8 @@ def device_of(settings: BaseSettings) -> torch.device:
     if settings.device == "cpu" or not available:
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # set by the launchers, one process per GPU
+
+
+def gpus_of(settings: BaseSettings) -> int:
+    """GPUs that this process and its peers use: one each, or none."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if device_of(settings).type == "cuda" else 0

@@ -260,10 +260,6 @@ class SD3Backbone(Backbone):
         """Kind (`lora`, `embeddings`, `weights`) -> name -> parameter; frozen until `requires_grad_` is called."""
         return self.adapted.parameters(name)
 
-    def use_gradient_checkpointing(self, wanted: bool) -> None:
-        """Trade time for memory: recompute the transformer's blocks in the backward pass."""
-        self.adapted.use_gradient_checkpointing(wanted)
-
     def measure_context_rows(
         self, text: TextEncoding, latents_BCHW: Tensor, *, times: Sequence[float] = (0.25, 0.5, 0.75), seed: int = 0
     ) -> Tensor:

@@ -33,7 +33,7 @@ KEY = "key"
 """Column of `benchmark.csv`: digest of all that a cell was measured from."""
 
 _RUN = ["method", "concept", "seed"]
-_SHOWN = 4  # prompts of a sheet
+_SHOWN, _SHOWN_WITHOUT = 4, 3  # prompts of a sheet, with the concept and without it
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def _sheet(cells: Sequence[Kept]) -> Any:
         with_concept = [row for row in result.rows if row["has_concept"]]
         by_category = list({row["category"]: row for row in reversed(with_concept)}.values())[::-1]
         rows = sorted(by_category, key=lambda row: str(row["complete"]))[:_SHOWN]
+        rows += [row for row in result.rows if not row["has_concept"]][:_SHOWN_WITHOUT]
         if not columns:
             prompts = [row["complete"] for row in rows]
             references = [read_png(folder / path) for path in result.references]

@@ -65,6 +65,13 @@ class Plan(_Strict):
             name: {"settings": item or []} if isinstance(item, list | None) else item for name, item in value.items()
         }
 
+    @field_validator("variants")
+    @classmethod
+    def _titles(cls, value: dict[str, Variant]) -> dict[str, Variant]:
+        if split := [title for title in value if "," in title]:
+            raise ValueError(f"{split[0]!r} has a comma, at which --methods splits names: take another title")
+        return value
+
     @model_validator(mode="after")
     def _known(self) -> Plan:
         named = [self.baseline] if self.baseline else []

@@ -6,67 +6,51 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from components.backbones.interface import Backbone
-from components.evaluation.pictures import Picture, to_pictures
+from components.evaluation.pictures import Picture
 
-
-def draw_models(
-    backbone: Backbone,
-    models: Mapping[str, str | None],
-    prompts: Sequence[tuple[str, str]],
-    *,
-    seed: int,
-    steps: int,
-    guidance_scale: float,
-) -> dict[str, list[Picture]]:
-    """Pictures of each model, from the same noise.
-
-    Args:
-        models: title -> adapter, None for the original model.
-        prompts: pairs of complete text (for adapters) and base text (for the original model).
-    """
-    negative = backbone.encode_text([""])
-    drawn = {}
-    for title, adapter in models.items():
-        texts = [complete if adapter else base for complete, base in prompts]
-        drawn[title] = to_pictures(
-            backbone.sample(
-                backbone.encode_text(texts),
-                negative,
-                seeds=[seed + index for index in range(len(texts))],
-                steps=steps,
-                guidance_scale=guidance_scale,
-                adapter=adapter,
-            )
-        )
-    return drawn
+_TEXT, _LINE, _GAP = 15, 22, 8  # pixels
 
 
 def compose(
     references: Sequence[Picture], columns: Mapping[str, Sequence[Picture]], prompts: Sequence[str], *, scale: int = 3
 ) -> Image.Image:
     """References on top, then a row of pictures under each prompt; pictures enlarged by whole pixels."""
+    font = ImageFont.load_default(_TEXT)
     side = len(references[0]) * scale
-    gap, head, caption = 8, 26, 22
-    width = max(len(columns), len(references)) * (side + gap) + gap
-    height = head + side + gap + len(prompts) * (caption + side + gap) + head
+    titles = [_wrapped(title, side, font) for title in columns]
+    head, caption = _LINE + 2, _LINE
+    title_height = max(title.count("\n") + 1 for title in titles) * _LINE
+    width = max(len(columns), len(references)) * (side + _GAP) + _GAP
+    height = head + side + _GAP + title_height + len(prompts) * (caption + side + _GAP)
     sheet = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    pen = ImageDraw.Draw(sheet)
 
     def paste(picture: Picture, column: int, top: int) -> None:
         image = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
-        sheet.paste(image, (gap + column * (side + gap), top))
+        sheet.paste(image, (_GAP + column * (side + _GAP), top))
 
-    pen.text((gap, 5), "references", fill="black", font=font)
+    pen.text((_GAP, 5), "references", fill="black", font=font)
     for column, picture in enumerate(references):
         paste(picture, column, head)
-    top = head + side + gap
-    for column, title in enumerate(columns):
-        pen.text((gap + column * (side + gap), top + 3), title, fill="black", font=font)
-    top += head
+    top = head + side + _GAP
+    for column, title in enumerate(titles):
+        pen.multiline_text((_GAP + column * (side + _GAP), top), title, fill="black", font=font)
+    top += title_height
     for row, prompt in enumerate(prompts):
-        pen.text((gap, top + 1), prompt, fill="#555555", font=font)
+        pen.text((_GAP, top + 1), prompt, fill="#555555", font=font)
         for column, pictures in enumerate(columns.values()):
             paste(pictures[row], column, top + caption)
-        top += caption + side + gap
+        top += caption + side + _GAP
     return sheet
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text in lines of at most `width` pixels, broken between words."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines)

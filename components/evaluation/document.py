@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from components.evaluation.charts import standalone
 from components.evaluation.paper_table import markdown
+from components.evaluation.templating import templates
 from components.files import write_text
 
 _FOLDED_ROWS = 20
@@ -80,13 +80,7 @@ def write_html(file: Path, *, title: str, lead: str, facts: Mapping[str, str], s
     def embedded(sheet: Sheet) -> str:
         return f"data:image/png;base64,{base64.b64encode(sheet.file.read_bytes()).decode()}"
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("components.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.tests["table"] = lambda part: isinstance(part, Table)
     environment.tests["chart"] = lambda part: isinstance(part, Chart)
     page = environment.get_template("document.html.j2").render(

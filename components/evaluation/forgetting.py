@@ -13,12 +13,26 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def prior_preservation(row: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """What is measured on prompts without a concept, each metric the mean over the prompt sets that have it.
+
+    Args:
+        row: concept -> metrics of its prompt set, on one model.
+    """
+    found: dict[str, list[float]] = {}
+    for metrics in row.values():
+        for key, value in metrics.items():
+            if key.startswith("preservation/prior_") and not key.endswith("_floor"):
+                found.setdefault(key, []).append(value)
+    return {key: sum(values) / len(values) for key, values in sorted(found.items())}
 
 
 @dataclass(frozen=True)

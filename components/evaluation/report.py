@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from components.concepts.concept import Concept
@@ -15,6 +14,7 @@ from components.evaluation.charts import Series, Values, line_chart
 from components.evaluation.figures import BUDGET, Budget, embedded, pairs_of
 from components.evaluation.metrics import GROUPS, METRICS, Metric
 from components.evaluation.result import EvaluationResult
+from components.evaluation.templating import templates
 from components.files import write_text
 
 _ARROWS = {"higher": "↑", "lower": "↓", "zero": ""}
@@ -62,30 +62,28 @@ def write_report(
         if folder is not None
     ]
     categories, shown = pairs_of(result, budget)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("components.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(
-        concept=concept,
-        verdict=_verdict(gates),
-        tiles=list(_tiles(result.metrics)),
-        references=references,
-        categories=categories,
-        pairs_shown=shown,
-        pairs_left_out=len(result.rows) - shown,
-        gates=[_gate(gate) for gate in gates],
-        groups=_groups(result),
-        by_category=_by_category(result),
-        other_metrics=_other_metrics(result.metrics),
-        stages=[
-            {"name": _STAGES.get(name, name), "panels": _panels(history[name])} for name in sorted(history, key=_course)
-        ],
-        lineage=list(lineage.items()),
-        evaluators=[(name, _facts(info)) for name, info in result.evaluators.items()],
+    page = (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            concept=concept,
+            verdict=_verdict(gates),
+            tiles=list(_tiles(result.metrics)),
+            references=references,
+            categories=categories,
+            pairs_shown=shown,
+            pairs_left_out=len(result.rows) - shown,
+            gates=[_gate(gate) for gate in gates],
+            groups=_groups(result),
+            by_category=_by_category(result),
+            other_metrics=_other_metrics(result.metrics),
+            stages=[
+                {"name": _STAGES.get(name, name), "panels": _panels(history[name])}
+                for name in sorted(history, key=_course)
+            ],
+            lineage=list(lineage.items()),
+            evaluators=[(name, _facts(info)) for name, info in result.evaluators.items()],
+        )
     )
     write_text(path, page)
 

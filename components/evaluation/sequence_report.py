@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup, escape
 
 from components.evaluation.forgetting import Forgetting
+from components.evaluation.templating import templates
 from components.files import write_text
 
 _CELL, _LABEL, _TOP = 56, 130, 110
@@ -65,30 +65,27 @@ def write_sequence_report(
         facts: name -> value, of what the sequence was made from.
         left_out: concepts that are not part of it -> the reason.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("components.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     keys = sorted({key for row in preservation for key in row})
     rows: list[dict[str, Any]] = [
         {"name": name, "values": [_number(row.get(key)) for key in keys]}
         for name, row in zip(forgetting.names, preservation, strict=True)
     ]
-    page = environment.get_template("sequence.html.j2").render(
-        names=forgetting.names,
-        metric=metric,
-        heat_map=heat_map(forgetting),
-        metrics=[
-            (key.removeprefix("continual/").replace("_", " "), _number(v)) for key, v in forgetting.metrics.items()
-        ],
-        forgetting=[(name, _number(value)) for name, value in forgetting.per_concept.items()],
-        preservation={"keys": [key.removeprefix("preservation/") for key in keys], "rows": rows},
-        refused=refused,
-        facts=list(facts.items()),
-        left_out=list(left_out.items()),
+    page = (
+        templates()
+        .get_template("sequence.html.j2")
+        .render(
+            names=forgetting.names,
+            metric=metric,
+            heat_map=heat_map(forgetting),
+            metrics=[
+                (key.removeprefix("continual/").replace("_", " "), _number(v)) for key, v in forgetting.metrics.items()
+            ],
+            forgetting=[(name, _number(value)) for name, value in forgetting.per_concept.items()],
+            preservation={"keys": [key.removeprefix("preservation/") for key in keys], "rows": rows},
+            refused=refused,
+            facts=list(facts.items()),
+            left_out=list(left_out.items()),
+        )
     )
     write_text(path, page)
 

@@ -99,6 +99,16 @@ class TogetherResult:
             }
         return found
 
+    def refusal(self, *, maximum_loss: float | None, maximum_bleed: float | None) -> str:
+        """Why the concepts do not stand together; empty if they do, or if no two were drawn. NaN passes no bound."""
+        bounds = {"together/loss_max": maximum_loss, "together/bleed_max": maximum_bleed}
+        metrics = self.metrics
+        return "; ".join(
+            f"{metric} = {metrics[metric]:g}, needs <= {bound:g}"
+            for metric, bound in bounds.items()
+            if metric in metrics and bound is not None and not metrics[metric] <= bound
+        )
+
     def to_json(self) -> dict[str, Any]:
         return {
             "how": self.how,

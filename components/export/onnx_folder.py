@@ -17,7 +17,7 @@ from components.export import onnx_graphs as graphs
 from components.files import atomic_folder, write_json
 
 FACTS = "purecc_onnx.json"
-TRANSFORMER, DECODER = "transformer.onnx", "vae_decoder.onnx"
+TRANSFORMER, DECODER, ADAPTER = "transformer.onnx", "vae_decoder.onnx", "weights.onnx_adapter"
 ENCODERS = ("text_encoder.onnx", "text_encoder_2.onnx", "text_encoder_3.onnx")
 FORMAT = 1
 
@@ -36,6 +36,16 @@ def export_onnx(backbone: SD3Backbone, adapter: str, out: Path, sampling: Mappin
     Raises:
         InvalidInput: the exporter is not installed, or the base is not in float32.
     """
+    require_exportable(backbone)
+    with atomic_folder(out) as folder:
+        write_shared(backbone, folder)
+        _transformer_graph(backbone, adapter, folder)
+        write_json(folder / FACTS, {**facts_of(backbone, sampling), "concept": backbone.adapted[adapter].concept})
+    return out
+
+
+def require_exportable(backbone: SD3Backbone) -> None:
+    """Raises InvalidInput where the exporter is not installed, or the base is not in float32."""
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
@@ -47,22 +57,22 @@ def export_onnx(backbone: SD3Backbone, adapter: str, out: Path, sampling: Mappin
             f"the base is loaded as {backbone.settings.dtype}", field="base.dtype", mend="export with float32"
         )
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with atomic_folder(out) as folder:
-        _text_graphs(backbone, folder)
-        _decoder_graph(backbone, folder)
-        _transformer_graph(backbone, adapter, folder)
-        for name in ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler"):
-            if (backbone.folder / name).is_dir():
-                shutil.copytree(backbone.folder / name, folder / name)
-        write_json(folder / FACTS, _facts(backbone, adapter, sampling))
-    return out
 
 
-def _facts(backbone: SD3Backbone, adapter: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
+def write_shared(backbone: SD3Backbone, folder: Path) -> None:
+    """Everything but the transformer: text encoders, decoder, tokenizers, noise levels."""
+    _text_graphs(backbone, folder)
+    _decoder_graph(backbone, folder)
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler"):
+        if (backbone.folder / name).is_dir():
+            shutil.copytree(backbone.folder / name, folder / name)
+
+
+def facts_of(backbone: SD3Backbone, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sampler has to know of the base."""
     channels, height, _ = backbone.latent_shape
     return {
         "format": FORMAT,
-        "concept": backbone.adapted[adapter].concept,
         "base_fingerprint": backbone.fingerprint,
         "placeholder": backbone.settings.placeholder,
         "max_sequence_length": backbone.settings.max_sequence_length,

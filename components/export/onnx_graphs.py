@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_structure, tree_unflatten
 
 OPSET = 18
 
@@ -36,15 +37,23 @@ class TransformerGraph(nn.Module):
         self.register_buffer("Y_NRD", None if Y_NRD is None else Y_NRD.detach().clone())
 
     def forward(
-        self, x_BCHW: Tensor, timestep_B: Tensor, context_BLD: Tensor, pooled_BP: Tensor, row_BL: Tensor
+        self,
+        x_BCHW: Tensor,
+        timestep_B: Tensor,
+        context_BLD: Tensor,
+        pooled_BP: Tensor,
+        row_BL: Tensor,
+        Y_NRD: Tensor | None = None,
     ) -> Any:
         """Velocities (B, C, H, W).
 
         Args:
             row_BL: for each context row the index of the embedding that replaces it, or -1.
+            Y_NRD: embeddings in the place of the graph's own.
         """
         handles = []
-        for block, Y_RD in zip(self.transformer.transformer_blocks, self.Y_NRD if self.Y_NRD is not None else ()):
+        Y_NRD = self.Y_NRD if Y_NRD is None else Y_NRD
+        for block, Y_RD in zip(self.transformer.transformer_blocks, Y_NRD if Y_NRD is not None else ()):
             handles.append(block.register_forward_pre_hook(_replacing(Y_RD, row_BL), with_kwargs=True))
         try:
             return self.transformer(
@@ -112,7 +121,7 @@ class DecoderGraph(nn.Module):
 
 def write_graph(
     module: nn.Module,
-    examples: Sequence[Tensor],
+    examples: Sequence[Tensor | list[Tensor]],
     file: Path,
     *,
     inputs: Mapping[str, Mapping[int, str]],
@@ -121,14 +130,15 @@ def write_graph(
     """Export one module; the weights go into `<file>.data` beside it, which has no limit of 2 GB.
 
     Args:
-        examples: one tensor per input; a dynamic dimension is 2 or more in each.
+        examples: what the module is called with, one tensor per input; a dynamic dimension is 2 or more in each.
         inputs: input name -> its dynamic dimensions with their names; equal names are equal sizes.
         outputs: output names.
     """
     names = sorted({name.removeprefix("2*") for dynamic in inputs.values() for name in dynamic.values()})
     known: dict[str, Any] = {name: torch.export.Dim(name, min=1, max=1 << 20) for name in names}
     known |= {f"2*{name}": 2 * known[name] for name in names}
-    shapes = tuple({axis: known[name] for axis, name in dynamic.items()} for dynamic in inputs.values())
+    flat = [{axis: known[name] for axis, name in dynamic.items()} for dynamic in inputs.values()]
+    shapes = tree_unflatten(flat, tree_structure(tuple(examples)))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(

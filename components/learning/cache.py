@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,6 +19,11 @@ from components.backbones.sd3 import SD3Backbone
 from components.concepts.concept import Concept
 from components.concepts.images import load_image
 from components.files import sha256_file
+from components.learning.encodings import Encodings
+
+
+def _latent(backbone: SD3Backbone, file: Path) -> Tensor:
+    return backbone.encode_image(load_image(file, backbone.settings.resolution)[None])[0]
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class ConditionedBatch:
 
     Attributes:
         random: the step's generator, for what a method draws besides; it lies on the CPU.
+        fixed: velocities that a guidance bank holds for these points, in the order of its loss; None: no bank.
     """
 
     x_0_BCHW: Tensor
@@ -34,6 +42,7 @@ class ConditionedBatch:
     class_text: TextEncoding
     null: TextEncoding
     random: torch.Generator | None = None
+    fixed: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,26 +64,29 @@ class EncodedConcept:
     concept: Concept
 
     @staticmethod
-    def encode(backbone: SD3Backbone, concept: Concept, *, more: Sequence[str] = ()) -> EncodedConcept:
+    def encode(
+        backbone: SD3Backbone, concept: Concept, *, more: Sequence[str] = (), folder: Path | None = None
+    ) -> EncodedConcept:
         """Encode all texts and images, then free the encoders and the autoencoder.
 
         Args:
             more: further texts, which belong to no reference.
+            folder: keeps encodings for the next time (see `components.learning.encodings`); None: nothing is kept.
         """
+        kept = Encodings(backbone, folder)
         digests, latents = [], {}
         for reference in concept.references:
             digest = sha256_file(reference.path)
             digests.append(digest)
             if digest not in latents:
-                image_CHW = load_image(reference.path, backbone.settings.resolution)
-                latents[digest] = backbone.encode_image(image_CHW[None])[0]
+                latents[digest] = kept.latent(digest, partial(_latent, backbone, reference.path))
         backbone.free("vae")
         texts = [""]
         for reference in concept.references:
             derived = reference.texts
             texts += [derived.complete, derived.base, derived.target, derived.class_text]
         unique = list(dict.fromkeys([*texts, *more]))
-        encoded = backbone.encode_text(unique)
+        encoded = kept.texts(unique, lambda: backbone.encode_text(unique))
         backbone.free("text")
         positions = {text: index for index, text in enumerate(unique)}
         return EncodedConcept(latents, tuple(digests), encoded, positions, concept)

@@ -18,13 +18,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 
-from components.errors import TrainingDiverged
+from components.errors import InvalidInput, TrainingDiverged
 from components.learning.cache import ConditionedBatch
 from components.learning.checkpoints import Checkpoint, Checkpoints
 from components.learning.early_stopping import EarlyStopping
 from components.learning.flow_matching import FlowSample, interpolate, sample_times
 from components.learning.history import History
 from components.learning.moving_average import MovingAverage
+from components.learning.offload import activations_on_host
 from components.learning.randomness import draw_references, generator
 from components.learning.tracker import NullTracker, Tracker
 from components.learning.training import Training
@@ -47,7 +48,7 @@ def train(training: Training, work_dir: Path, tracker: Tracker) -> None:
 
     Raises:
         TrainingDiverged: a loss or gradient is not finite; the last good checkpoint is kept and named.
-        InvalidInput: the checkpoint found belongs to another training.
+        InvalidInput: the checkpoint found belongs to another training; the batch cannot be spread over the processes.
     """
     loop = _Loop(training, work_dir, tracker)
     try:
@@ -77,6 +78,13 @@ class _Loop:
         self.checkpoints = Checkpoints(work_dir / "checkpoints", training.key)
         with self.accelerator.main_process_first():
             self.step = self._resume()
+        if training.settings.batch_size % self.accelerator.num_processes:
+            raise InvalidInput(
+                f"a batch of {training.settings.batch_size} cannot be spread over {self.accelerator.num_processes} "
+                "processes",
+                field="learning.batch_size",
+                mend="take a multiple of the number of processes",
+            )
         self.main = self.accelerator.is_main_process
         rank = self.accelerator.process_index
         records, sink = (work_dir, tracker) if self.main else (work_dir / "ranks" / str(rank), NullTracker())
@@ -85,6 +93,9 @@ class _Loop:
     def run(self) -> None:
         settings, last = self.training.settings, self.training.steps
         try:
+            if self.training.bank is not None and self.step < last:
+                with self.accelerator.autocast():
+                    self.training.bank.fill()
             if self.step == 0:
                 self._look()
             while self.step < last and not self._stopped:
@@ -141,7 +152,7 @@ class _Loop:
         parts = []
         for micro in range(settings.gradient_accumulation):
             flow, batch = self._draw(micro)
-            with self.accelerator.autocast():
+            with self.accelerator.autocast(), activations_on_host(settings.offload_activations):
                 loss = training.loss(flow, batch)
             self.accelerator.backward(loss.total / settings.gradient_accumulation)
             parts.append(loss.metrics)
@@ -165,7 +176,8 @@ class _Loop:
         training, settings = self.training, self.training.settings
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         # Every process draws the whole batch and takes its part: the result does not depend on their number.
-        whole, own = world * settings.batch_size, slice(rank * settings.batch_size, (rank + 1) * settings.batch_size)
+        whole, share = settings.batch_size, settings.batch_size // world
+        own = slice(rank * share, (rank + 1) * share)
         number = (self.step - 1) * settings.gradient_accumulation + micro
         references = draw_references(
             whole,
@@ -174,8 +186,12 @@ class _Loop:
             seed=training.seed,
             stage=training.stage,
         )
-        batch = training.encoded.batch(references[own])
         random = generator(training.seed, training.stage, "step", self.step, micro, 0)
+        if training.bank is not None:
+            draws = torch.randint(training.bank.draws, (whole,), generator=random)[own]
+            flow, batch = training.bank.draw(references[own], draws.tolist())
+            return flow, replace(batch, random=self._own(random, micro))
+        batch = training.encoded.batch(references[own])
         t_B = sample_times(
             whole,
             generator=random,
@@ -185,9 +201,14 @@ class _Loop:
         )[own]
         x_1_BCHW = torch.randn((whole, *batch.x_0_BCHW.shape[1:]), generator=random)[own]
         flow = interpolate(batch.x_0_BCHW, x_1_BCHW.to(training.device), t_B.to(training.device))
-        if rank > 0:  # what a loss draws besides is each process's own
-            random = generator(training.seed, training.stage, "step", self.step, micro, rank)
-        return flow, replace(batch, random=random)
+        return flow, replace(batch, random=self._own(random, micro))
+
+    def _own(self, random: torch.Generator, micro: int) -> torch.Generator:
+        """What a loss draws besides is each process's own."""
+        rank = self.accelerator.process_index
+        if rank == 0:
+            return random
+        return generator(self.training.seed, self.training.stage, "step", self.step, micro, rank)
 
     def _flush(self) -> None:
         bad = self.history.flush({"memory/peak_mib": _peak_memory(self.training.device)})

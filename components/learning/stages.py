@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from components.backbones.economies import economies
 from components.backbones.sd3 import SD3Backbone
 from components.concepts.concept import Concept, fingerprint
 from components.files import atomic_file, atomic_folder, digest_of, verify_manifest, write_json
 from components.learning.cache import EncodedConcept
 from components.learning.flow_matching import sample_times
+from components.learning.guidance_bank import GuidanceBank
 from components.learning.loop import train
 from components.learning.losses import noised
 from components.learning.objective import squared_error
@@ -38,11 +40,13 @@ class Recipe:
     Attributes:
         groups: exactly what trains.
         kept_blocks: the adapter keeps the LoRA of these blocks; None: of all.
+        bank: the points that steps draw from; None: every step draws its own.
     """
 
     groups: Sequence[ParameterGroup]
     loss: Loss
     kept_blocks: Sequence[int] | None = None
+    bank: GuidanceBank | None = None
 
 
 Prepare = Callable[[Task], Recipe]
@@ -67,28 +71,34 @@ def train_stage(
     key = training_key(backbone, task.concept, task.profile, task.stage, parents=tuple(parents))
     try:
         recipe = prepare(task)
-        backbone.use_gradient_checkpointing(task.learning.gradient_checkpointing)
-        train(
-            Training(
-                stage=task.stage,
-                key=key,
-                steps=settings.steps,
-                warmup_steps=settings.warmup_steps,
-                seed=task.profile.seed,
-                shift=backbone.timestep_shift,
-                device=backbone.device,
-                settings=task.learning,
-                groups=recipe.groups,
-                encoded=task.encoded,
-                loss=recipe.loss,
-                save=finisher(task, recipe.kept_blocks, provenance),
-                preview=previewer(backbone, task.stage, task.encoded, task.profile),
-                early_stopping=settings.early_stopping,
-                validate=validator(task),
-            ),
-            work_dir,
-            tracker,
-        )
+        with economies(
+            backbone.adapted,
+            checkpointing=task.learning.gradient_checkpointing,
+            compile_=task.learning.compile,
+            int8=task.learning.quantize_base == "int8",
+        ):
+            train(
+                Training(
+                    stage=task.stage,
+                    key=key,
+                    steps=settings.steps,
+                    warmup_steps=settings.warmup_steps,
+                    seed=task.profile.seed,
+                    shift=backbone.timestep_shift,
+                    device=backbone.device,
+                    settings=task.learning,
+                    groups=recipe.groups,
+                    encoded=task.encoded,
+                    loss=recipe.loss,
+                    save=finisher(task, recipe.kept_blocks, provenance),
+                    preview=previewer(backbone, task.stage, task.encoded, task.profile),
+                    early_stopping=settings.early_stopping,
+                    validate=validator(task),
+                    bank=recipe.bank,
+                ),
+                work_dir,
+                tracker,
+            )
     finally:
         task.remove_adapters()
     return work_dir / "adapter"

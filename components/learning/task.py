@@ -14,6 +14,7 @@ from components.backbones.sd3 import SD3Backbone
 from components.concepts.concept import Concept
 from components.errors import InvalidInput
 from components.learning.cache import EncodedConcept
+from components.learning.encodings import encodings_folder
 from components.learning.randomness import derive_seed
 from components.learning.training import ParameterGroup
 from components.learning_settings import ExtractorSettings, LearningSettings, LoraSettings, PureSettings
@@ -76,7 +77,7 @@ class Task:
                 mend="ask for fewer, or add images",
             )
         chosen = replace(concept, references=concept.references[:count])
-        encoded = EncodedConcept.encode(backbone, chosen, more=more_texts)
+        encoded = EncodedConcept.encode(backbone, chosen, more=more_texts, folder=encodings_folder())
         if stopping is None:
             return Task(backbone, concept, profile, stage, encoded, None, extractor, earlier)
         last = count - stopping.held_out

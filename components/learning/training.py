@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from components.learning.cache import ConditionedBatch, EncodedConcept
 from components.learning.flow_matching import FlowSample
+from components.learning.guidance_bank import GuidanceBank
 from components.learning_settings import EarlyStoppingSettings, LearningSettings
 
 
@@ -52,6 +53,7 @@ class Training:
         preview: writes an image of the current adapter to a file; None: no previews.
         early_stopping: when to end before the last step; None: never.
         validate: the loss that early stopping follows.
+        bank: the points that steps draw from; None: every step draws its own.
     """
 
     stage: str
@@ -69,3 +71,4 @@ class Training:
     preview: Callable[[Path], None] | None = None
     early_stopping: EarlyStoppingSettings | None = None
     validate: Callable[[], float] | None = None
+    bank: GuidanceBank | None = None

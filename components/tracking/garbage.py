@@ -6,8 +6,6 @@ version's own model, that names `purecc-<concept>` with a version keeps it (see 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import re
 import shutil
@@ -20,7 +18,7 @@ from urllib.parse import unquote
 from components.errors import InvalidInput, PureCCError
 from components.tracking import bundles, registry, succession
 from components.tracking.registry import PREFIX, Version, model_name
-from components.tracking.store import Store
+from components.tracking.store import ABSENT, PassingOver, Store
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +113,12 @@ def referred(store: Store) -> dict[tuple[str, int], str]:
     while True:
         page = store.client.search_registered_models(max_results=500, page_token=token)
         for model in page:
+            if model.name == model_name(bundles.NAME):
+                pins = [pin for bundle in registry.versions(store, bundles.NAME) for pin in bundles.pins(bundle)]
+                found |= {(pin.name, pin.version): model.name for pin in pins if pin.version is not None}
             texts = [*model.tags.values(), model.description or ""]
             for version in store.client.search_model_versions(f"name = '{model.name}'"):
                 texts += [*version.tags.values(), version.description or ""]
-                for concept, number in json.loads(version.tags.get(bundles.PINS, "{}")).items():
-                    found[concept, int(number)] = model.name
             for text in texts:
                 for concept, number in _REFERENCE.findall(text):
                     if model_name(concept) != model.name:
@@ -192,10 +191,9 @@ def _size(store: Store, model: str | None) -> int | None:
 
 
 def _delete_model(store: Store, model: str) -> None:
-    from mlflow.exceptions import MlflowException
 
     folder = _local(store, model)
-    with contextlib.suppress(MlflowException):  # it is gone already
+    with PassingOver(ABSENT):
         store.client.delete_logged_model(model)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -132,8 +133,18 @@ def is_dead(tags: Mapping[str, str], now: float) -> bool:
     return not alive
 
 
+def _last_sign(run: Any) -> int | None:
+    """Time of the run's last heartbeat, in milliseconds; None where it tells none."""
+    with contextlib.suppress(KeyError, ValueError):
+        return max(int(run.info.start_time), 1000 * int(run.data.tags[HEARTBEAT]))
+    return None
+
+
 def close_dead_runs(store: Store) -> list[str]:
-    """End every RUNNING run whose process is gone, as KILLED; returns their ids. Safe to repeat and to run twice."""
+    """End every RUNNING run whose process is gone, as KILLED at its last heartbeat; returns their ids.
+
+    Safe to repeat and to run twice.
+    """
     experiments = store.client.search_experiments(filter_string="name LIKE 'purecc/%'")
     places = [experiment.experiment_id for experiment in experiments]
     running, token = [], None
@@ -147,6 +158,6 @@ def close_dead_runs(store: Store) -> list[str]:
     for run in running:
         if is_dead(run.data.tags, time.time()):
             store.client.set_tag(run.info.run_id, "error", _ENDED)
-            store.client.set_terminated(run.info.run_id, "KILLED")
+            store.client.set_terminated(run.info.run_id, "KILLED", _last_sign(run))
             closed.append(run.info.run_id)
     return closed

@@ -52,15 +52,31 @@ def signature() -> Any:
     return ModelSignature(inputs=Schema(takes), outputs=Schema(gives))
 
 
+class _Flavor:
+    """`mlflow.pyfunc` for `Model.log`, less the trial of the input example.
+
+    MLflow would load the model and draw the example here, beside the base that is in memory already, and
+    `mlflow.pyfunc.log_model` knows no way to say no. The servability check has a process of its own for it.
+    """
+
+    @staticmethod
+    def save_model(*, validate_serving_input: bool, **more: Any) -> Any:
+        import mlflow
+
+        return mlflow.pyfunc.save_model(**more)
+
+
 def log(concept: str, adapter: Path, base: Mapping[str, Any], recording: Path | None = None) -> str:
     """Log the model to the active MLflow run and return its id (`m-...`)."""
-    import mlflow
     import pandas as pd
+    from mlflow.models import Model
 
     noisy = logging.getLogger("mlflow")
     level = noisy.level
     noisy.setLevel(logging.ERROR)
-    example = pd.DataFrame([{"prompt": f"a <{concept}> on the left", "seed": 1, "steps": 28, "guidance": 4.0}])
+    sampling = base.get("sampling", {})
+    stated = {"steps": sampling.get("steps", 28), "guidance": sampling.get("guidance_scale", 4.0)}
+    example = pd.DataFrame([{"prompt": f"a <{concept}> on the left", "seed": 1, **stated, "negative_prompt": ""}])
     try:
         with tempfile.TemporaryDirectory(prefix="purecc-") as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -71,17 +87,21 @@ def log(concept: str, adapter: Path, base: Mapping[str, Any], recording: Path | 
             reference = Path(folder) / "base.json"
             reference.write_text(json.dumps({"concept": concept, **base}, indent=2, sort_keys=True), encoding="utf-8")
             artifacts["base"] = str(reference)
-            info = mlflow.pyfunc.log_model(
+            info = Model.log(
+                None,
                 name="model",
+                flavor=_Flavor,
+                flavor_name="pyfunc.ModelFromCode",
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
                 artifacts=artifacts,
                 code_paths=[str(_code(Path(folder)))],
                 pip_requirements=requirements(),
                 signature=signature(),
+                input_example=example,
+                validate_serving_input=False,
             )
     finally:
         noisy.setLevel(level)
-    _ = example
     return str(info.model_id)
 
 

@@ -24,7 +24,7 @@ from components.model_folder import safetensors_problem
 from components.provenance import PROVENANCE
 from components.secrets import redact, redact_values
 from components.tracking import signing
-from components.tracking.store import Store
+from components.tracking.store import ABSENT, THERE, PassingOver, Store, is_away
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 PREFIX = "purecc-"
@@ -101,15 +101,10 @@ def list_models(store: Store) -> dict[str, dict[str, int]]:
 
 def aliases(store: Store, concept: str) -> dict[str, int]:
     """Alias -> version of a concept's adapters; empty where none is registered."""
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with PassingOver(ABSENT):
         model = store.client.get_registered_model(model_name(concept))
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise
-    return {name: int(version) for name, version in model.aliases.items()}
+        return {name: int(version) for name, version in model.aliases.items()}
+    return {}
 
 
 def versions(store: Store, concept: str) -> list[Version]:
@@ -182,14 +177,9 @@ def remove_tag(store: Store, concept: str, number: int, key: str) -> None:
 
 def model_tags(store: Store, concept: str) -> dict[str, str]:
     """Tags of the registered model; empty where there is none."""
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with PassingOver(ABSENT):
         return dict(store.client.get_registered_model(model_name(concept)).tags)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise
+    return {}
 
 
 def set_model_tag(store: Store, concept: str, key: str, value: str) -> None:
@@ -226,7 +216,7 @@ def register(
     Raises:
         IntegrityError: the folder does not match its manifest, is not an adapter's, or did not arrive whole.
     """
-    verify_manifest(adapter)
+    verify_manifest(adapter, foreign=True)
     require_adapter_files(adapter)
     digest = content_digest(adapter)
     with store.lock(f"registry-{concept}"):
@@ -234,7 +224,7 @@ def register(
         if found is None:
             logged = _log_model(store, concept, adapter, run_id=run_id, base=base, recording=recording)
             _require_arrived(store, logged, digest)
-            _make_registered_model(store, concept)
+            make_registered_model(store, concept)
             more = {"adapter/digest": digest}
             if recording is not None:
                 more[RECORDING_DIGEST] = digest_of(folder_digests(recording))
@@ -286,10 +276,9 @@ def _require_arrived(store: Store, logged: str, digest: str) -> None:
         raise IntegrityError(f"models:/{logged}: content digest {found[:12]} arrived, {digest[:12]} was sent")
 
 
-def _make_registered_model(store: Store, concept: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    with contextlib.suppress(MlflowException):  # it is there already
+def make_registered_model(store: Store, concept: str) -> None:
+    """Make the registered model of a concept where there is none."""
+    with PassingOver(THERE):
         store.client.create_registered_model(model_name(concept))
 
 
@@ -314,6 +303,7 @@ def fetched(store: Store, source: str, artifact: str) -> Iterator[Path]:
 
     Raises:
         IntegrityError: it cannot be fetched.
+        MlflowException: the store does not answer.
     """
     import tempfile
 
@@ -327,6 +317,8 @@ def fetched(store: Store, source: str, artifact: str) -> Iterator[Path]:
                 artifact_uri=f"{source}/artifacts/{artifact}", dst_path=temporary, tracking_uri=store.uri
             )
         except (MlflowException, OSError) as error:
+            if is_away(error):  # a server that is being restarted says nothing about the bytes
+                raise
             raise IntegrityError(f"{source}: its {artifact} cannot be fetched: {error}") from error
         yield Path(path)
 
@@ -342,7 +334,7 @@ def adapter_folder(store: Store, concept: str, number: int) -> Iterator[Path]:
     source = f"models:/{model_name(concept)}/{number}"
     with fetched(store, source, ADAPTER) as folder:
         try:
-            verify_manifest(folder)
+            verify_manifest(folder, foreign=True)
             require_adapter_files(folder)
         except IntegrityError as error:  # the version is what a person knows, not where it was fetched to
             raise IntegrityError(str(error).replace(str(folder), source)) from error

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from components import disk
 from components.errors import PureCCError
 from components.secrets import redact, redact_values
 from components.tracking import liveness
-from components.tracking.store import Store
+from components.tracking.store import Store, is_away
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +25,17 @@ _DIGEST_LIMIT = 36  # characters of a dataset's digest
 
 
 TRANSIENT = "error/transient"
+GPUS = "process/gpus"
+"""Tag: GPUs that a run's process and its peers use."""
+FLOW_RUN = "prefect/flow_run"
+"""Tag: id of the flow run that a run belongs to."""
 _PASSING = {"RestException", "OperationalError"}  # of a server or a database; by name, their libraries stay unloaded
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether an error is of the surroundings (disk, network, a server) and says nothing about the work itself."""
+    if disk.is_full(error) or is_away(error):  # whatever a library makes of it
+        return True
     if isinstance(error, PureCCError):
         return False
     return isinstance(error, OSError | TimeoutError) or type(error).__name__ in _PASSING
@@ -201,6 +208,18 @@ def reopened(store: Store, run_id: str) -> Iterator[None]:
         raise
     finally:
         store.client.set_terminated(run_id, status)
+
+
+def gpu_seconds(store: Store, concept: str, flow_run: str) -> float:
+    """Seconds times GPUs of the runs of a concept that belong to a flow run, however they ended."""
+    found = store.client.search_runs([store.experiment(concept)], f"tags.`{FLOW_RUN}` = '{flow_run}'")
+    return float(sum(_seconds(run) * int(run.data.tags.get(GPUS, "0")) for run in found))
+
+
+def _seconds(run: Any) -> float:
+    """How long a run took; one whose process died, to its last sign of life."""
+    end = run.info.end_time or 1000 * int(run.data.tags.get(liveness.HEARTBEAT, "0"))
+    return float(max(0.0, (end - run.info.start_time) / 1000))
 
 
 def log_parameters(store: Store, run_id: str, settings: Mapping[str, Any]) -> None:

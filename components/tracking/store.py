@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,6 +41,24 @@ _LOCATIONS = (
     ("model_versions", "storage_location"),
     ("model_versions", "source"),
 )
+
+
+class PassingOver(contextlib.AbstractContextManager[None, bool]):
+    """Ends its block at an MLflow error of one code, as if it had gone through; every other error is raised."""
+
+    def __init__(self, error_code: str):
+        self._error_code = error_code
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        return isinstance(error, MlflowException) and error.error_code == self._error_code
+
+
+ABSENT, THERE = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"
+"""MLflow's error codes of what is asked for in vain, and of what is made twice."""
+
+_activation = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -72,14 +91,15 @@ class Store:
         """
         import mlflow
 
-        before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.set_registry_uri(self.uri)
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        with _activation:  # a second thread would keep what the first one is about to undo
+            before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+            mlflow.set_tracking_uri(self.uri)
+            mlflow.set_registry_uri(self.uri)
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
     @contextlib.contextmanager
     def lock(self, subject: str, timeout: float = 600) -> Iterator[None]:
@@ -176,10 +196,22 @@ def explained(error: BaseException) -> InvalidInput | None:
             return InvalidInput("the MLflow server does not answer under this name", file=where, mend=mend)
         mend = "ask who made the experiment or the model, or an administrator, for the permission"
         return InvalidInput("this user may not do that", file=where, field="MLFLOW_TRACKING_USERNAME", mend=mend)
-    if "failed with exception" in message or "Max retries exceeded" in message:
+    if _unreachable(message):
         mend = "start the server, or correct or unset MLFLOW_TRACKING_URI; purecc doctor says more"
         return InvalidInput("the MLflow server does not answer", file=where, field="MLFLOW_TRACKING_URI", mend=mend)
     return None
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error says that an MLflow server, or a database, does not answer just now."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if "RestException" in kinds and getattr(error, "error_code", "") in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE"):
+        return True
+    return "MlflowException" in kinds and (_unreachable(str(error)) or "database is locked" in str(error))
+
+
+def _unreachable(message: str) -> bool:
+    return "failed with exception" in message or "Max retries exceeded" in message
 
 
 def _uri(database: Path) -> str:
@@ -218,14 +250,24 @@ def _create(database: Path, artifacts: Path) -> None:
 
 def _home(database: Path) -> Path | None:
     """The artifacts folder that the database's paths speak of; None where it is not one of ours."""
-    connection = sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True, timeout=60)
     try:
-        row = connection.execute("SELECT artifact_location FROM experiments WHERE experiment_id = 0").fetchone()
-    finally:
-        connection.close()
+        row = _first_location(database, "ro")
+    except sqlite3.OperationalError:  # a writer was killed in the middle: what it began is undone by who may write
+        row = _first_location(database, "rw")
     location = str(row[0]) if row else ""
     home = Path(unquote(location.removeprefix("file://")) if location.startswith("file://") else location).parent
     return home if home.parts[-2:] == ("mlruns", "artifacts") else None
+
+
+def _first_location(database: Path, mode: str) -> tuple[str] | None:
+    connection = sqlite3.connect(f"file:{quote(str(database))}?mode={mode}", uri=True, timeout=60)
+    try:
+        row: tuple[str] | None = connection.execute(
+            "SELECT artifact_location FROM experiments WHERE experiment_id = 0"
+        ).fetchone()
+        return row
+    finally:
+        connection.close()
 
 
 def _relocate(database: Path, old: Path | None, new: Path) -> None:

@@ -145,12 +145,6 @@ def reconcile(store: Store, concept: str, *, replace_broken: bool = False) -> Re
         return settle(store, concept, replace_broken=replace_broken)
 
 
-def reconcile_all(store: Store) -> list[Repair]:
-    """Reconcile every registered concept."""
-    found = (reconcile(store, concept) for concept in registry.list_models(store))
-    return [repair for repair in found if repair is not None]
-
-
 def settle(store: Store, concept: str, *, replace_broken: bool = False) -> Repair | None:
     """`reconcile`, for a caller that holds the lock."""
     intent = pending(store, concept)

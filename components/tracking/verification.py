@@ -11,7 +11,7 @@ from typing import Any
 from components.errors import PureCCError
 from components.files import digest_of, folder_digests
 from components.provenance import PROVENANCE
-from components.tracking import blessings, registry, signing
+from components.tracking import blessings, bundles, registry, signing
 from components.tracking.registry import CHAMPION, RECORDING, RECORDING_DIGEST, Version, model_name
 from components.tracking.store import Store
 
@@ -23,7 +23,8 @@ class Check:
     Attributes:
         detail: the first problem, or what was found right.
         passed: what was looked at and found right: `bytes`, `gates`, `servability`, `data`, `base`, `recording`,
-            `signature`; what a version does not have is not looked at.
+            `signature`; of a bundle `manifest`, `pins`, `adapters`, `versions`; what a version does not have is not
+            looked at.
         problems: what was found wrong.
     """
 
@@ -46,7 +47,7 @@ class Check:
 
 
 def verify(store: Store, concept: str, number: int | None = None) -> list[Check]:
-    """Check one version, or every version that bears an alias.
+    """Check one version, or every version that bears an alias; of a bundle its files and every version that it pins.
 
     Raises:
         InvalidInput: nothing is registered, or not that version.
@@ -57,7 +58,33 @@ def verify(store: Store, concept: str, number: int | None = None) -> list[Check]
     else:
         everything = registry.versions(store, concept)
         chosen = [each for each in everything if each.aliases] or everything[:1]
-    return [_check(store, version) for version in chosen]
+    check = _check_bundle if concept == bundles.NAME else _check
+    return [check(store, version) for version in chosen]
+
+
+def _check_bundle(store: Store, version: Version) -> Check:
+    problems = bundles.problems_of(store, version)
+    passed = [] if problems else ["manifest", "pins", "adapters"]
+    if CHAMPION in version.aliases and version.status != "passed":
+        problems.append(f"is the champion though its checks say {version.status!r}")
+    pinned = [pin for pin in bundles.pins(version) if pin.version is not None]
+    wrong = [problem for pin in pinned for problem in _pin_problems(store, pin)]
+    passed += ["versions"] if pinned and not wrong else []
+    problems += wrong
+    detail = "; ".join(problems) or f"{', '.join(passed)}: as registered; {len(bundles.pins(version))} concepts"
+    return Check(version.number, version.aliases, not problems, detail, tuple(passed), tuple(problems))
+
+
+def _pin_problems(store: Store, pin: bundles.Pin) -> list[str]:
+    """What is wrong with the registered version that a bundle pins."""
+    try:
+        pinned = registry.version(store, pin.name, pin.version or 0)
+    except PureCCError as error:
+        return [str(error)]
+    found = [f"{model_name(pin.name)} version {pinned.number}: {each}" for each in _check(store, pinned).problems]
+    if pinned.tags.get("adapter/digest") != pin.adapter:
+        found.append(f"{model_name(pin.name)} version {pinned.number} holds another adapter than was pinned")
+    return found
 
 
 def _check(store: Store, version: Version) -> Check:

@@ -134,6 +134,7 @@ def main() -> None:
     actions = {"save": save, "restore": restore, "check": check}
     if len(sys.argv) != 3 or sys.argv[1] not in actions:
         sys.exit(__doc__)
+    os.umask(0o077)  # the dumps hold the users' password hashes, and everything else
     try:
         actions[sys.argv[1]](Path(sys.argv[2]))
     except (Failed, OSError) as error:

@@ -4,6 +4,7 @@
     make bench BENCH="--miniature"                    everything once, on models made in seconds: does it run?
     make bench BENCH="--only training,sampling --rounds 40"
     make bench BENCH="--profile sd35-medium --base /models/sd35 --only training,memory,sampling"
+    make bench BENCH="--document docs/performance.md"  the tables of that document, from this run
 
 Prints the table and writes it, with machine and versions, to `.purecc/bench/<time>.json` (or --out). Times are medians
 of processor time on the CPU and of wall-clock on a GPU; the ratio is the median over rounds, with its quartiles.
@@ -12,7 +13,6 @@ of processor time on the CPU and of wall-clock on a GPU; the ratio is the median
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 import components.quiet  # noqa: E402, F401  (before every dependency)
 
-PARTS = ("training", "memory", "sampling", "evaluation", "tracking", "pipeline")
+PARTS = ("training", "settings", "memory", "sampling", "evaluation", "tracking", "pipeline")
 # Settings under which everything runs once in a minute or two.
 MINIATURE = [
     "learning.batch_size=2",
@@ -46,6 +46,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--miniature", action="store_true", help="untrained models of the smallest size, two rounds")
     parser.add_argument("--out", type=Path, help="the JSON file")
+    parser.add_argument("--document", type=Path, help="Markdown whose table this run fills")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # in a process of its own
     found = parser.parse_args(given)
     if unknown := sorted(set(found.only.split(",")) - set(PARTS)):
@@ -53,30 +54,20 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return found
 
 
-def project_makers() -> Any:
-    """The makers of a whole small project that the integration tests use."""
-    file = REPOSITORY / "tests" / "integration" / "flows" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("project_makers", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def prepare(options: argparse.Namespace, folder: Path) -> tuple[Path, str, list[str]]:
     """The project to measure in, the profile's name, and its overrides."""
     if not options.miniature:
         base = [] if options.base is None else [f"base.path={options.base}"]
         return REPOSITORY, options.profile, [*base, *options.overrides]
+    import small_project
+
     from components.world.family import create_untrained
 
     project = folder / "project"
     if not project.exists():
         create_untrained(folder / "family", size="micro", seed=0)
         project.mkdir()
-        project_makers().build(project, folder / "family")
+        small_project.build(project, folder / "family")
     return project, "micro", [*MINIATURE, *options.overrides]
 
 
@@ -86,6 +77,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     project, name, overrides = prepare(options, folder)
     os.environ["PURECC_HOME"] = str(project)
     import drawing
+    import economies
     import judging
     import pipeline
     import training
@@ -106,6 +98,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         print(f"{part} ...", file=sys.stderr, flush=True)
         if part == "training":
             found += training.measure(work, profile, rounds)
+        elif part == "settings":
+            found += economies.measure(work, profile, rounds, compile_=not options.miniature)
         elif part == "memory":
             found += memory(options, folder, list(training.cases_of(work, profile)))
         elif part == "sampling":
@@ -150,22 +144,6 @@ def memory(options: argparse.Namespace, folder: Path, names: list[str]) -> list[
     ]
 
 
-def show(rows: list[dict[str, Any]]) -> str:
-    """The table, as Markdown."""
-
-    def number(value: float | None, digits: int = 2) -> str:
-        return "" if value is None else f"{value:.{digits}f}"
-
-    lines = ["| | | median | items/s | ratio | quartiles | floor | against |", "|---|---|--:|--:|--:|--:|--:|---|"]
-    for row in rows:
-        spread = "" if row["low"] is None else f"{row['low']:.2f}-{row['high']:.2f}"
-        value = f"{row['value']:.4g} {row['unit']}"
-        note = f" ({row['note']})" if row["note"] else ""
-        cells = [row["group"], row["name"] + note, value, number(row["per_second"], 1), number(row["ratio"], 3), spread]
-        lines.append("| " + " | ".join([*cells, number(row["floor"]), row["against"] or ""]) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     options = arguments()
     with tempfile.TemporaryDirectory(prefix="purecc-bench-") as temporary:
@@ -173,12 +151,16 @@ def main() -> None:
     if options.memory_of:
         print(json.dumps(found))
         return
-    print(show(found["rows"]))
+    import tables
+
+    print(tables.bench_table(found["rows"]))
     out = options.out or REPOSITORY / ".purecc" / "bench" / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
     from components.files import write_json
 
     write_json(out, found)
     print(f"written to {out}", file=sys.stderr)
+    if options.document:
+        tables.write(options.document, found)
 
 
 if __name__ == "__main__":

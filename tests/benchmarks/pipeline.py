@@ -23,7 +23,10 @@ import psutil
 import torch
 from measuring import Case, Row, clock, interleaved, rows
 
+from components.concepts.concept import load_concept
+from components.evaluation.prompts import load_prompts
 from components.learning.tracker import NullTracker
+from components.settings import load_profile
 from components.tracking import runs
 from components.tracking.store import open_store
 
@@ -102,6 +105,7 @@ def measure(project: Path, concept: str, profile: str, overrides: Sequence[str])
         raise RuntimeError(f"an unchanged customize said {again.said['status']}")
     short = ["--set", "seed=12345", "--set", "learning.extractor.steps=1", "--set", "learning.pure.steps=1"]
     single = purecc(project, *arguments, *settings, *short)
+    pairs = _pairs(project, concept, profile, overrides)
     _, step_end = min(_children(project, concept, str(single.said["run"])).values())
 
     def row(name: str, value: float, against: float | None = None, note: str = "") -> Row:
@@ -111,9 +115,11 @@ def measure(project: Path, concept: str, profile: str, overrides: Sequence[str])
         )
 
     names = ", ".join(children)
+    evaluation_start, evaluation_end = children["evaluation"]
     return [
         row("customize", first.seconds),
         *(row(f"of it {name}", end - start, first.seconds) for name, (start, end) in children.items()),
+        Row("pipeline", "pairs of it", pairs, "pairs", per_second=pairs / (evaluation_end - evaluation_start)),
         row("of it overhead", first.seconds - inside, first.seconds, f"less {names}"),
         row("unchanged customize", again.seconds, first.seconds),
         row(
@@ -124,6 +130,19 @@ def measure(project: Path, concept: str, profile: str, overrides: Sequence[str])
         ),
         Row("pipeline", "peak memory of customize", first.peak_mib, "MiB", note="all of its processes together"),
     ]
+
+
+def _pairs(project: Path, concept: str, profile: str, overrides: Sequence[str]) -> int:
+    """Of same-seed pictures that an evaluation draws and judges."""
+    settings = load_profile(str(project / "profiles" / f"{profile}.yaml"), overrides).evaluation
+    about = load_concept(project / "data" / "concepts" / concept)
+    prompts = load_prompts(project / settings.prompts).for_concept(
+        about.kind,
+        about.class_word,
+        per_category=settings.prompts_per_category,
+        without_concept=settings.prompts_without_concept,
+    )
+    return settings.seeds * len(prompts)
 
 
 def _children(project: Path, concept: str, parent: str) -> dict[str, tuple[float, float]]:

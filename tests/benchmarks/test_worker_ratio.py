@@ -6,42 +6,29 @@ the better one.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from prefect_site import micro, running_site, stop
+from small_project import MicroProject, build
 
-FLOWS = Path(__file__).resolve().parents[1] / "integration" / "flows"
 CONCEPTS = {"spotted_star": "star", "ball": "circle", "wash": "style", "second_star": "star"}
 
 
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, FLOWS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_four_concepts_on_two_workers(micro_family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    projects, deployments = load("conftest"), load("test_flows_deployments")
     template = tmp_path / "template"
     template.mkdir()
-    projects.build(template, micro_family, CONCEPTS)
+    build(template, micro_family, CONCEPTS)
     seconds = {}
     for count in (1, 2):
         root = tmp_path / f"workers-{count}"
         shutil.copytree(template, root, symlinks=True)
         folder = tmp_path / f"logs-{count}"
         folder.mkdir()
-        with deployments.running_site(projects.MicroProject(root), folder) as site:
-            deployments.micro(root, lambda each: each["continual"].pop("schedules"))
+        with running_site(MicroProject(root), folder) as site:
+            micro(root, lambda each: each["continual"].pop("schedules"))
             site.prefect("deploy", "--all", "--prefect-file", "infra/prefect.yaml")
             workers = [
                 site.spawn(f"worker-{number}", "worker", "start", "--pool", "purecc", "--limit", "1")
@@ -56,7 +43,7 @@ def test_four_concepts_on_two_workers(micro_family: Path, tmp_path: Path, capsys
                 assert done.code == 0, done.stderr
             finally:
                 for worker in workers:
-                    deployments.stop(worker)
+                    stop(worker)
     with capsys.disabled():
         print(f"\n{len(CONCEPTS)} concepts: 1 worker {seconds[1]:.0f} s, 2 workers {seconds[2]:.0f} s, ", end="")
         print(f"ratio {seconds[1] / seconds[2]:.2f}")

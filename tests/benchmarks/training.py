@@ -55,6 +55,12 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         self.images_BCHW = (torch.rand(self.size, 3, side, side, generator=generator) * 2 - 1).to(self.backbone.device)
 
+    def autocast(self) -> torch.autocast:
+        """The precision in which the project's loop computes a loss."""
+        wanted = self.profile.learning.mixed_precision
+        dtype = torch.float16 if wanted == "fp16" else torch.bfloat16
+        return torch.autocast(self.backbone.device.type, dtype, enabled=wanted != "no")
+
     def batch(self) -> ConditionedBatch:
         def encoded(text: str) -> TextEncoding:
             return self.backbone.encode_text([text] * self.size)
@@ -85,18 +91,20 @@ def ours(bench: Bench) -> dict[str, Case]:
     bench.adapters(batch)
     learning, backbone = bench.profile.learning, bench.backbone
     cases = {
-        PLAIN: _step(backbone, "lora", flow_matching_loss(backbone, "lora"), batch),
-        STAGE_1: _step(backbone, "extractor", flow_matching_loss(backbone, "extractor"), batch),
+        PLAIN: step_of(bench, "lora", flow_matching_loss(backbone, "lora"), batch),
+        STAGE_1: step_of(bench, "extractor", flow_matching_loss(backbone, "extractor"), batch),
     }
     for mode in MODES:
         settings = learning.model_copy(update={"original": mode})
-        cases[f"stage 2, {mode}"] = _step(
-            backbone, "pure", pure_learning_loss(backbone, "pure", "extractor", settings), batch
+        cases[f"stage 2, {mode}"] = step_of(
+            bench, "pure", pure_learning_loss(backbone, "pure", "extractor", settings), batch
         )
     return cases
 
 
-def _step(backbone: SD3Backbone, adapter: str, loss: Loss, batch: ConditionedBatch) -> Case:
+def step_of(bench: Bench, adapter: str, loss: Loss, batch: ConditionedBatch) -> Case:
+    """An optimizer step as the project's loop does it."""
+    backbone = bench.backbone
     parameters = [value for kind in backbone.parameters(adapter).values() for value in kind.values()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, weight_decay=0.0, fused=True)
     noise_BCHW = torch.empty_like(batch.x_0_BCHW)
@@ -105,7 +113,9 @@ def _step(backbone: SD3Backbone, adapter: str, loss: Loss, batch: ConditionedBat
         for parameter in parameters:  # adapters share the base: only the one that learns has gradients
             parameter.requires_grad_(True)
         t_B = torch.rand(len(noise_BCHW), device=noise_BCHW.device)
-        loss(interpolate(batch.x_0_BCHW, noise_BCHW.normal_(), t_B), batch).total.backward()
+        with bench.autocast():
+            found = loss(interpolate(batch.x_0_BCHW, noise_BCHW.normal_(), t_B), batch)
+        found.total.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -142,7 +152,8 @@ def script_style(bench: Bench, *, pure: bool) -> Case:
         flow = interpolate(x_0_BCHW, torch.randn_like(x_0_BCHW), t_B)
 
         def velocity(model: SD3Backbone, text: str, which: str) -> Tensor:
-            return model.velocity(flow.x_t_BCHW, flow.t_B, encoded(model, text), which)
+            with bench.autocast():
+                return model.velocity(flow.x_t_BCHW, flow.t_B, encoded(model, text), which)
 
         learned_BCHW = velocity(student, COMPLETE, adapter)
         loss = squared_error(learned_BCHW, flow.target_BCHW)

@@ -1,247 +1,190 @@
-"""Kill `purecc continual` at random moments, run it again plainly, and compare with a run that nothing disturbed.
+"""Kill parts of `purecc continual` at random moments, run it again plainly, and compare with an undisturbed run.
 
-    python tests/crash/kill_table.py --kills 30 --concepts 4 --seed 0
+    python tests/crash/kill_table.py --kills 30 --seed 0 --out docs/crashes.md
+    python tests/crash/kill_table.py --kills 30 --embedded
 
-Each row is one kill -9 in a fresh copy of a small project (untrained micro models). Half of the moments are drawn from
-the length of an undisturbed run, the other half from its critical places: in the middle of a checkpoint, of a stage's
-publication, of an upload, of a registration or promotion. After one plain run again a row has to show the undisturbed
-run's champions with bit-identical adapters, no process left, no version lost or doubled, and no partial file under a
-final name. Exit code 1 if a row does not.
+Four concepts on untrained micro models; Prefect and MLflow over HTTP on PostgreSQL with two workers, or everything
+embedded. Each row is one kill -9: of a worker's process, of a worker with all that it runs, of the process that trains,
+of the run that dispatches, of the MLflow server, of PostgreSQL. Half of the moments are drawn from the length of an
+undisturbed run, the other half from its critical places: in the middle of a checkpoint, of a stage's publication, of an
+upload, of a registration, a judgement, a promotion, a bundle. Then what a supervisor would start again is started, and
+after one plain run again a row has to show the undisturbed run's champions with bit-identical adapters, no process
+left, no version lost or doubled, no run that stays open, and no partial file. Exit code 1 if a row does not.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import contextlib
 import json
-import os
 import random
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
+
+from crash.sites import PLACES, Site, server_site  # noqa: E402  (found by the line before, in a program)
+from crash.state import State, leftovers, state_of  # noqa: E402
+
 CONCEPTS = {"spotted_star": "star", "ball": "circle", "wash": "style", "second_star": "star"}
-COMMAND = [sys.executable, "-m", "flows.cli", "continual", "--profile", "micro", "--json"]
-
-
-def projects() -> Any:
-    """The maker of small projects, from the integration tests."""
-    file = REPOSITORY / "tests" / "integration" / "flows" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("small_projects", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def environment(root: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))}
-    return {**kept, "PURECC_HOME": str(root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-
-
-def start(root: Path) -> subprocess.Popen[bytes]:
-    log = (root.parent / f"{root.name}.log").open("ab")
-    return subprocess.Popen(COMMAND, cwd=root, env=environment(root), stdout=log, stderr=log)
-
-
-def copied(template: Path, target: Path) -> Path:
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(template, target, symlinks=True)
-    return target
-
-
-# the moments
-
-
-def _any(root: Path, *patterns: str) -> Callable[[], bool]:
-    return lambda: any(next(root.glob(pattern), None) is not None for pattern in patterns)
-
-
-def _row(root: Path, statement: str) -> Callable[[], bool]:
-    database = root / "mlruns" / "mlflow.db"
-
-    def happened() -> bool:
-        if not database.is_file():
-            return False
-        try:
-            with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=0.2) as connection:
-                return connection.execute(statement).fetchone() is not None
-        except sqlite3.Error:
-            return False
-
-    return happened
-
-
-PLACES: dict[str, Callable[[Path], Callable[[], bool]]] = {
-    "checkpoint": lambda root: _any(root, ".purecc/work/*/*/checkpoints/.*.partial"),
-    "publication": lambda root: _any(root, ".purecc/artifacts/*/.*.partial"),
-    "upload": lambda root: _any(root, "mlruns/artifacts/*/models/*"),
-    "registration": lambda root: _row(root, "SELECT 1 FROM model_versions"),
-    "judgement": lambda root: _row(root, "SELECT 1 FROM model_version_tags WHERE key = 'gate/status'"),
-    "promotion": lambda root: _row(root, "SELECT 1 FROM registered_model_aliases WHERE alias = 'champion'"),
-    "bundle": lambda root: _row(root, "SELECT 1 FROM model_versions WHERE name = 'purecc-bundle'"),
-}
-
-
-def moments(seconds: float, count: int, source: random.Random) -> Iterator[tuple[str, float]]:
-    """(place, seconds): where a kill falls; a place is waited for, then a moment more."""
-    places = list(PLACES)
-    for number in range(count):
-        if number % 2 == 0:
-            yield "any", source.uniform(0.5, max(seconds, 1.0))
-        else:
-            yield places[number // 2 % len(places)], source.uniform(0.0, 0.1)
-
-
-# the state
+PATIENCE = 1800.0  # seconds for one run, on a machine that does other things
 
 
 @dataclass(frozen=True)
-class State:
-    """What the registry of a project holds.
+class Moment:
+    """When a kill falls.
 
     Attributes:
-        champions: concept -> (version, digest of the adapter's content).
-        versions: concept -> digests, by version.
+        place: one of `PLACES`, waited for after `seconds`; or `any`.
+        seconds: since the start of the run.
+        more: seconds after the place was reached.
     """
 
-    champions: dict[str, tuple[int, str]]
-    versions: dict[str, list[str]]
+    target: str
+    place: str
+    seconds: float
+    more: float = 0.0
 
 
-def state_of(root: Path) -> State:
-    """Read the registry; the bytes of every champion are fetched and verified."""
-    from components.tracking import bundles, promotion, registry
-    from components.tracking.store import open_store
-
-    store = open_store(root)
-    champions, versions = {}, {}
-    for name in registry.list_models(store):
-        if name == bundles.NAME:
-            found = registry.versions(store, name)
-            versions[name] = [each.tags["bundle/key"] for each in found]
-            continue
-        versions[name] = [each.tags["adapter/digest"] for each in registry.versions(store, name)]
-        champion = registry.by_alias(store, name)
-        if champion is not None:
-            assert all(check.ok for check in promotion.verify(store, name, champion.number)), name
-            champions[name] = (champion.number, champion.tags["adapter/digest"])
-    return State(champions, versions)
-
-
-def leftovers(root: Path) -> list[str]:
-    """Runs that still say RUNNING, files that were never finished, and folders whose manifest does not hold."""
-    from components.errors import IntegrityError
-    from components.files import verify_manifest
-    from components.tracking import registry
-    from components.tracking.store import open_store
-
-    found = [str(path.relative_to(root)) for path in (root / ".purecc" / "artifacts").rglob(".*.partial")]
-    for folder in (root / ".purecc" / "artifacts").glob("*/*"):
-        if folder.name.startswith("."):
-            continue
-        try:
-            verify_manifest(folder)
-        except IntegrityError as error:
-            found.append(str(error))
-    store = open_store(root)
-    experiments = [each.experiment_id for each in store.client.search_experiments()]
-    running = store.client.search_runs(experiments, "attributes.status = 'RUNNING'")
-    found += [f"run {run.info.run_name} is RUNNING" for run in running]
-    for name in registry.list_models(store):
-        numbers = sorted(each.number for each in registry.versions(store, name))
-        if numbers != list(range(1, len(numbers) + 1)):
-            found.append(f"versions of {name}: {numbers}")
-    return found
-
-
-def orphans(root: Path) -> list[int]:
-    """Processes of the project that outlived the killed one, after a moment's grace."""
-    deadline = time.monotonic() + 60
-    while True:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("PURECC_HOME") == str(root) and process.pid != os.getpid():
-                    found.append(process.pid)
-            except psutil.Error:
-                continue
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.2)
-
-
-# one row
+def moments(seconds: float, count: int, targets: tuple[str, ...], source: random.Random) -> Iterator[Moment]:
+    """The moments of `count` kills in runs that take about `seconds`."""
+    for number in range(count):
+        target = targets[(number // 2) % len(targets)]
+        if number % 2 == 0:
+            yield Moment(target, "any", source.uniform(0.5, max(seconds, 1.0)))
+        else:
+            place = PLACES[number // 2 % len(PLACES)]
+            yield Moment(target, place, source.uniform(0.0, seconds / 3), source.uniform(0.0, 0.1))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One kill and what came after it."""
+    """One kill and what came after it.
+
+    Attributes:
+        code: exit code of the run itself; None: there was nothing left to kill.
+        again: exit code of the plain run after it.
+    """
 
     number: int
-    place: str
+    moment: Moment
     after: float
     killed: bool
-    code: int
+    code: int | None
+    again: int | None
     problems: list[str]
 
     def __str__(self) -> str:
         verdict = "; ".join(self.problems) or "as undisturbed"
-        hit = "killed" if self.killed else "had ended"
-        return f"| {self.number} | {self.place} | {self.after:.1f} s | {hit} | {self.code} | {verdict} |"
+        hit = str(self.code) if self.killed else "had ended"
+        facts = [self.number, self.moment.target, self.moment.place, f"{self.after:.1f} s", hit, self.again, verdict]
+        return f"| {' | '.join(str(fact).replace('|', '/') for fact in facts)} |"
 
 
-HEAD = "| kill | place | after | run | code of the run again | result |\n|---|---|---|---|---|---|"
+HEAD = """| kill | of | place | after | code of the run | code of the run again | result |
+|---|---|---|---|---|---|---|"""
 
 
-def kill_once(template: Path, root: Path, number: int, place: str, seconds: float, undisturbed: State) -> Row:
-    """One kill in a fresh copy, one plain run after it, and the comparison."""
-    copied(template, root)
-    process = start(root)
+def ended(process: subprocess.Popen[bytes], problems: list[str], what: str) -> int | None:
+    """The exit code of a run that has to end by itself."""
+    try:
+        return process.wait(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        problems.append(f"{what} did not end within {PATIENCE:g} s")
+        return None
+
+
+def kill_once(site: Site, number: int, moment: Moment, undisturbed: State, source: random.Random) -> Row:
+    """One kill in a fresh project, one plain run after it, and the comparison."""
+    site.fresh()
+    run = site.start()
     begun = time.monotonic()
-    happened = PLACES[place](root) if place != "any" else lambda: time.monotonic() - begun >= seconds
-    while process.poll() is None and not happened():
-        time.sleep(0.002)
-    if place != "any":
-        time.sleep(seconds)
+    while run.poll() is None and time.monotonic() - begun < moment.seconds:
+        time.sleep(0.01)
+    if moment.place != "any" and run.poll() is None:
+        happened = site.watch(moment.place)
+        while run.poll() is None and not happened():
+            time.sleep(0.005)
+        time.sleep(moment.more)
     after = time.monotonic() - begun
-    killed = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    problems = [f"process {pid} lives on" for pid in orphans(root)]
-    again = start(root)
-    code = again.wait()
-    if code != 0:
+    killed = site.kill(moment.target, run, source)
+    problems: list[str] = []
+    if killed:
+        problems += site.recovered(moment.target)
+    code = ended(run, problems, "the run")
+    again = ended(site.start(), problems, "the run again")
+    if again != 0:
         problems.append("the run again did not complete")
     try:
-        found = state_of(root)
-        if found.champions != undisturbed.champions:
-            problems.append(f"champions {found.champions}, undisturbed {undisturbed.champions}")
-        if found.versions != undisturbed.versions:
-            problems.append(f"versions were lost or doubled: {found.versions}, undisturbed {undisturbed.versions}")
-        problems += leftovers(root)
+        problems += state_of(site.root).differences(undisturbed)
+        problems += leftovers(site.root) + site.left_open()
     except Exception as error:  # the row says it
         problems.append(f"{type(error).__name__}: {error}")
-    problems += [f"process {pid} lives on after the run again" for pid in orphans(root)]
-    return Row(number, place, after, killed, code, problems)
+    problems += [f"process {pid} lives on after the run again" for pid in site.orphans()]
+    return Row(number, moment, after, killed, code, again, problems)
 
 
-def run(kills: int, concepts: int, seed: int, folder: Path, family: Path | None = None) -> list[Row]:
-    """All rows; each is printed as soon as it is there."""
-    maker = projects()
+def run(
+    site: Site, planned: list[Moment] | int, *, seed: int = 0, out: Path | None = None, title: str = ""
+) -> list[Row]:
+    """All rows; each is printed as soon as it is there, and the file `out` holds those that are.
+
+    Args:
+        planned: the moments, or how many to draw from the seed.
+    """
+    site.fresh()
+    begun = time.monotonic()
+    assert site.start().wait() == 0, site.log.read_text()[-3000:]
+    seconds = time.monotonic() - begun
+    undisturbed = state_of(site.root)
+    first = f"undisturbed: {seconds:.0f} s, {json.dumps(undisturbed.champions)}\n\n{HEAD}"
+    print(first, flush=True)
+    source = random.Random(seed)
+    if isinstance(planned, int):
+        planned = list(moments(seconds, planned, site.targets, source))
+    rows: list[Row] = []
+    for number, moment in enumerate(planned, 1):
+        rows.append(kill_once(site, number, moment, undisturbed, source))
+        print(rows[-1], flush=True)
+        if rows[-1].problems:  # kept for whoever looks into it
+            shutil.copytree(site.root, site.root.parent / f"failed-{number}", symlinks=True, dirs_exist_ok=True)
+        if out is not None:
+            out.write_text(page(rows, seconds, title), encoding="utf-8")
+    return rows
+
+
+def page(rows: list[Row], seconds: float, title: str) -> str:
+    """The table as a page."""
+    good = sum(not row.problems for row in rows)
+    lines = [
+        "# What kills leave behind\n",
+        f"Written by `{title}`.",
+        "Each row is one `kill -9` in a run of `purecc continual` over four concepts, then one plain run again. `as",
+        "undisturbed`: the champions of a run that nothing disturbed with bit-identical adapters, no version lost or",
+        "doubled, no process, open run or partial file left. An exit code of -9 is the killed run's own; 1 says that",
+        "concepts whose process was killed are to be done by the next run; 0 that the run came through by itself.\n",
+        f"An undisturbed run took {seconds:.0f} s. {good} of {len(rows)} kills ended as undisturbed.\n",
+        HEAD,
+        *(str(row) for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@contextlib.contextmanager
+def made(folder: Path, concepts: int, *, embedded: bool, family: Path | None = None) -> Iterator[Site]:
+    """A site with a project of so many concepts."""
+    import small_project
+
     if family is None:
         from components.world.family import create_untrained
 
@@ -249,21 +192,13 @@ def run(kills: int, concepts: int, seed: int, folder: Path, family: Path | None 
         create_untrained(family, size="micro", seed=0)
     template = folder / "template"
     template.mkdir(parents=True)
-    maker.build(template, family, dict(list(CONCEPTS.items())[:concepts]))
-    calm = copied(template, folder / "calm")
-    begun = time.monotonic()
-    assert start(calm).wait() == 0, (folder / "calm.log").read_text()[-3000:]
-    seconds = time.monotonic() - begun
-    undisturbed = state_of(calm)
-    print(f"undisturbed: {seconds:.0f} s, {json.dumps(undisturbed.champions)}\n\n{HEAD}", flush=True)
-    rows = []
-    for number, (place, moment) in enumerate(moments(seconds, kills, random.Random(seed)), 1):
-        row = kill_once(template, folder / f"kill-{number}", number, place, moment, undisturbed)
-        print(row, flush=True)
-        rows.append(row)
-        if not row.problems:
-            shutil.rmtree(folder / f"kill-{number}")
-    return rows
+    small_project.build(template, family, dict(list(CONCEPTS.items())[:concepts]))
+    if embedded:
+        with contextlib.closing(Site(template, folder / "project")) as embedded_site:
+            yield embedded_site
+        return
+    with server_site(template, folder) as site, contextlib.closing(site):
+        yield site
 
 
 def main() -> int:
@@ -271,10 +206,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--concepts", type=int, default=4, choices=range(1, len(CONCEPTS) + 1))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--embedded", action="store_true", help="no servers and workers: all in one process")
     parser.add_argument("--folder", type=Path, help="where the projects are made; a failed row's stays there")
+    parser.add_argument("--out", type=Path, help="the table as a Markdown page")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through the end of the servers
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="purecc-kills-"))
-    rows = run(arguments.kills, arguments.concepts, arguments.seed, folder)
+    title = f"python tests/crash/kill_table.py --kills {arguments.kills} --seed {arguments.seed}"
+    with made(folder, arguments.concepts, embedded=arguments.embedded) as site:
+        rows = run(site, arguments.kills, seed=arguments.seed, out=arguments.out, title=title)
     bad = [row for row in rows if row.problems]
     print(f"\n{len(rows) - len(bad)} of {len(rows)} rows as undisturbed")
     if not bad and arguments.folder is None:
@@ -283,5 +223,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(REPOSITORY))
     sys.exit(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import math
@@ -10,25 +9,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
+from benchmarks import measuring, tables
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def measuring() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_measuring", BENCHMARKS / "measuring.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def row(group: str, name: str, value: float, ratio: float | None = None, **more: Any) -> dict[str, Any]:
+    empty = {"unit": "s", "against": "plain", "low": None, "high": None, "floor": None, "per_second": None, "note": ""}
+    return {**empty, "group": group, "name": name, "value": value, "ratio": ratio, **more}
 
 
-def test_cases_take_turns_and_a_slow_round_cancels_out(measuring: ModuleType) -> None:
+def bench(*rows: dict[str, Any]) -> dict[str, Any]:
+    machine = {"processor": "P", "threads": 1, "device": "cpu", "torch": "2"}
+    return {"machine": machine, "profile": "tiny", "overrides": [], "miniature": False, "time": "T", "rows": list(rows)}
+
+
+def test_cases_take_turns_and_a_slow_round_cancels_out() -> None:
     now, order = 0.0, []
     slowness = itertools.cycle([1.0, 10.0])  # every other round the machine is ten times as slow
     speed = 1.0
@@ -54,7 +53,7 @@ def test_cases_take_turns_and_a_slow_round_cancels_out(measuring: ModuleType) ->
 @pytest.mark.slow
 def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "bench.py"), "--miniature", "--out", str(tmp_path / "bench.json")]
-    command += ["--only", "training,sampling,evaluation,tracking"]
+    command += ["--only", "training,settings,sampling,evaluation,tracking"]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
@@ -74,6 +73,7 @@ def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
     assert {group for group, _ in rows} == {
         "training step",
         "against the script-style loop",
+        "settings",
         "sampling",
         "adapter",
         "evaluation",
@@ -85,3 +85,52 @@ def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
         assert row["against"] is None or row["ratio"] > 0
     for group, name in rows:
         assert name in done.stdout, group
+
+
+def test_the_document_holds_what_was_measured_and_the_rest_as_open(tmp_path: Path, repository: Path) -> None:
+    document = tmp_path / "performance.md"
+    document.write_text((repository / "docs" / "performance.md").read_text())
+    stages = [row("pipeline", "of it extractor", 60), row("pipeline", "of it pure-learning", 40)]
+    pairs = row("pipeline", "pairs of it", 50, per_second=5.0)
+    tables.write(document, bench(row("training step", "stage 2, frozen", 12, 2.34), *stages, pairs))
+    tables.write(document, bench(row("training step", "stage 2, frozen", 12, 2.45), *stages, pairs))
+    text = document.read_text()
+    assert "| stage-2 step (frozen) / plain LoRA step | <= 2.6 | 2.45 |" in text
+    assert "2.34" not in text, "the tables of the run before are gone"
+    assert "| evaluation of 200 pairs / training | <= 0.5 | 0.40 |" in text, "200 pairs / 5 a second / 100 s"
+    assert "| overhead of customize, s | <= 15 | open |" in text
+    assert "P, 1 thread; T." in text
+    assert "| 1024 | 2 | none | stage 2, frozen | open |" in text
+    assert text.startswith("# Performance"), "what stands around the tables is left alone"
+
+
+def test_a_document_without_its_markers_is_refused() -> None:
+    whole = tables.fill("a\n<!-- x: written by tests/benchmarks -->\nold\n<!-- end of x -->\nb", "x", "new")
+    assert whole == "a\n<!-- x: written by tests/benchmarks -->\nnew\n<!-- end of x -->\nb"
+    for broken in ("", "<!-- end of x --><!-- x: written by tests/benchmarks -->", whole + whole):
+        with pytest.raises(ValueError, match="end of x"):
+            tables.fill(broken, "x", "new")
+
+
+def test_two_runs_are_compared_by_their_ratios(tmp_path: Path) -> None:
+    first = bench(row("g", "same", 1, 2.0), row("g", "apart", 1, 1.0), row("g", "gone", 1, 1.0), row("g", "plain", 1))
+    first["rows"].append(row("g", "same", 1, 3.0, against="another"))
+    second = bench(row("g", "same", 9, 2.19), row("g", "apart", 1, 0.9), row("g", "plain", 5))
+    second["rows"].append(row("g", "same", 1, 3.0, against="another"))
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, content in zip(files, (first, second), strict=True):
+        file.write_text(json.dumps(content))
+
+    def compare(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(BENCHMARKS / "compare.py"), *map(str, files), *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = compare()
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "g / gone / against plain: only in the first",
+        "g / apart / against plain: 1.000 and 0.900, 11 % apart",
+        "3 ratios in both, 2 disagreements beyond 10%",
+    ]
+    files[1].write_text(json.dumps(first))
+    assert compare().returncode == 0

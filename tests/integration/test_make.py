@@ -26,7 +26,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_is_the_default_and_lists_every_target(checkout: Path) -> None:
     done = make(checkout)
     assert done.returncode == 0
-    for target in ("demo", "test", "check", "bench", "ui", "clean", "help", "doctor"):
+    for target in ("demo", "test", "check", "bench", "bench-gpu", "ui", "clean", "help", "doctor"):
         assert f"make {target} " in done.stdout
     assert not (checkout / ".venv").exists()
 
@@ -38,7 +38,7 @@ def test_no_supported_python_is_said_and_nothing_is_made(checkout: Path) -> None
     assert not (checkout / ".venv").exists()
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "check", "bench", "ui", "doctor"])
+@pytest.mark.parametrize("target", ["demo", "test", "check", "bench", "bench-gpu", "ui", "doctor"])
 def test_every_target_installs_first_and_only_once(checkout: Path, target: str) -> None:
     assert "pip install" in make(checkout, "-n", target).stdout
     stamp = make(checkout, "-n", target).stdout.rpartition("touch ")[2].split()[0]

@@ -263,6 +263,11 @@ class Stack:
                 member.kill()
         process.wait()
 
+    def revive(self, name: str) -> None:
+        """Start a killed process of a scaled service again, as its restart policy would; e.g. `worker-1`."""
+        service, _, number = name.rpartition("-")
+        self._launch(service, int(number))
+
     def stop(self) -> None:
         """End all of them, the last started first."""
         running = {name: process for name, process in self.processes.items() if process.poll() is None}

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 
@@ -110,8 +111,10 @@ class Postgres:
         """As when the machine loses power; the next start recovers."""
         process, self._process = self._process, None
         if process is not None:
+            backends = psutil.Process(process.pid).children(recursive=True)
             process.kill()
             process.wait()
+            psutil.wait_procs(backends, timeout=60)  # they end when they notice; until then nothing can be started
             (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)
 
     def psql(self, statement: str, *, database: str = "postgres") -> str:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from components.errors import InvalidInput
-from components.settings import load_profile, project_root
+from components.settings import Gate, load_profile, project_root
 
 PROFILES = sorted((Path(__file__).resolve().parents[2] / "profiles").glob("*.yaml"))
 
@@ -60,6 +60,7 @@ def edited(project: Path, **changes: Any) -> Path:
         ({"base__resolution": [64]}, "base.resolution"),
         ({"seed": "zero"}, "seed"),
         ({"gates": {"fidelity/dino": {"minimun": 0.5}}}, "gates.fidelity/dino.minimun"),
+        ({"gates_by_kind": {"styles": {}}}, "gates_by_kind.styles.[key]"),
     ],
 )
 def test_mistake_names_file_field_and_mend(project: Path, changes: dict[str, Any], field: str) -> None:
@@ -100,6 +101,17 @@ def test_overrides_apply_in_order_and_reach_every_depth(project: Path) -> None:
     assert profile.learning.guidance == "null"
     assert profile.evaluation.evaluators.oracle is None
     assert profile.seed == 3
+
+
+def test_a_kind_of_concepts_has_gates_of_its_own(project: Path) -> None:
+    edited(
+        project,
+        gates={"a": {"minimum": 1.0}, "b": {"maximum": 2.0}},
+        gates_by_kind={"style": {"a": None, "b": {"maximum": 3.0}, "c": {"minimum": 4.0}}},
+    )
+    profile = load_profile("tiny")
+    assert profile.gates_for("instance") == {"a": Gate(minimum=1.0), "b": Gate(maximum=2.0)}
+    assert profile.gates_for("style") == {"b": Gate(maximum=3.0), "c": Gate(minimum=4.0)}
 
 
 @pytest.mark.parametrize("content", ["a: [1", "- a\n- b\n", "", "just a sentence"])

@@ -9,12 +9,16 @@ Adaptations: none; the paper's model is this one. The settings are its ablations
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+from torch import Tensor
 
 from components.backbones.interface import TextEncoding
 from components.backbones.sd3 import SD3Backbone
 from components.learning.cache import ConditionedBatch
 from components.learning.flow_matching import FlowSample
+from components.learning.guidance_bank import GuidanceBank
 from components.learning.losses import flow_matching_loss
 from components.learning.objective import guidance_metrics, guide, squared_error
 from components.learning.stages import Recipe
@@ -33,28 +37,24 @@ def pure_learning_loss(backbone: SD3Backbone, adapter: str, extractor: str, sett
     of lambda* minimises L_PureCC in each case. `guidance` says what R_tar (8) is the difference of.
     """
     dop_weight = settings.dop_weight or 0.0
+    frozen = frozen_velocities(backbone, extractor, settings)
 
     def loss(flow: FlowSample, batch: ConditionedBatch) -> StepLoss:
         x_BCHW, t_B = flow.x_t_BCHW, flow.t_B
-        towards, contrast = {
-            "null": (batch.target, batch.null),
-            "class": (batch.target, batch.class_text),
-            "complete-base": (batch.complete, batch.base),
-        }[settings.guidance]
-        fixed: list[Condition] = [(towards, extractor), (contrast, extractor)]
-        if settings.original == "detached":
-            fixed.append((batch.base, adapter))
-        if settings.original == "frozen" or dop_weight:
-            fixed.append((batch.base, None))
+        moving: list[Condition] = [(batch.base, adapter)] if settings.original == "detached" else []
         with torch.no_grad():
-            v_towards_BCHW, v_contrast_BCHW, *v_fixed = backbone.velocities(x_BCHW, t_B, fixed)
+            if batch.fixed is None:
+                guidance_BCHW, *v_fixed = frozen(flow, batch, moving)
+            else:
+                guidance_BCHW, *v_fixed = batch.fixed
+                v_fixed = [*backbone.velocities(x_BCHW, t_B, moving), *v_fixed]
         learned: list[Condition] = [(batch.complete, adapter)]
         if settings.original == "trainable" or dop_weight:
             learned.append((batch.base, adapter))
         v_complete_BCHW, *v_learned = backbone.velocities(x_BCHW, t_B, learned)
         v_orig_BCHW = v_learned[0] if settings.original == "trainable" else v_fixed[0]
 
-        step = guide(v_complete_BCHW, v_orig_BCHW, v_towards_BCHW - v_contrast_BCHW, settings.lambda_star)
+        step = guide(v_complete_BCHW, v_orig_BCHW, guidance_BCHW, settings.lambda_star)
         cc = squared_error(v_complete_BCHW, flow.target_BCHW)
         purecc = squared_error(v_complete_BCHW, step.target_BCHW)
         # not weighted at 1, so that rounding is that of the plain sum
@@ -67,6 +67,29 @@ def pure_learning_loss(backbone: SD3Backbone, adapter: str, extractor: str, sett
         return StepLoss(total, metrics | guidance_metrics(step, v_complete_BCHW, v_orig_BCHW))
 
     return loss
+
+
+def frozen_velocities(
+    backbone: SD3Backbone, extractor: str, settings: LearningSettings
+) -> Callable[..., tuple[Tensor, ...]]:
+    """R_tar (8) at some points, then the velocities of `moving` conditions, then the base's where it is needed.
+
+    But for the moving ones nothing of it changes while theta2 trains.
+    """
+
+    def velocities(flow: FlowSample, batch: ConditionedBatch, moving: Sequence[Condition] = ()) -> tuple[Tensor, ...]:
+        towards, contrast = {
+            "null": (batch.target, batch.null),
+            "class": (batch.target, batch.class_text),
+            "complete-base": (batch.complete, batch.base),
+        }[settings.guidance]
+        conditions: list[Condition] = [(towards, extractor), (contrast, extractor), *moving]
+        if settings.original == "frozen" or settings.dop_weight:
+            conditions.append((batch.base, None))
+        v_towards_BCHW, v_contrast_BCHW, *others = backbone.velocities(flow.x_t_BCHW, flow.t_B, conditions)
+        return v_towards_BCHW - v_contrast_BCHW, *others
+
+    return velocities
 
 
 def merged_loss(pure: Loss, extractor: Loss) -> Loss:
@@ -99,7 +122,17 @@ def prepare(task: Task) -> Recipe:
     if not learning.has_extractor:
         loss = merged_loss(loss, flow_matching_loss(task.backbone, EXTRACTOR))
         groups += _extractor_groups(task, learning.extractor)
-    return Recipe(groups, loss)
+    bank = None
+    if learning.guidance_bank is not None:
+        bank = GuidanceBank(
+            task.encoded,
+            frozen_velocities(task.backbone, EXTRACTOR, learning),
+            learning,
+            seed=task.profile.seed,
+            stage=task.stage,
+            shift=task.backbone.timestep_shift,
+        )
+    return Recipe(groups, loss, bank=bank)
 
 
 def _extractor_groups(task: Task, settings: StageSettings) -> list[ParameterGroup]:

@@ -1,232 +1,22 @@
-"""A whole small project: untrained micro models, one concept under DVC, a profile of a few steps.
-
-One project is customized once, in a process of its own; the tests work on copies of it.
-"""
+"""Small projects, each made once and copied by the tests that change it."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import pytest
-import yaml
-from filelock import FileLock
-from PIL import Image
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-PROFILE: dict[str, Any] = {
-    "name": "micro",
-    "seed": 0,
-    "base": {
-        "path": "infra/models/base",
-        "resolution": 64,
-        "max_sequence_length": 20,
-        "device": "cpu",
-        "placeholder": "sks",
-    },
-    "concepts": {"class_words": ["star", "circle"]},
-    "learning": {
-        "method": "purecc",
-        "lora": {"rank": 2, "alpha": 2.0},
-        "extractor": {"trains": "embeddings", "steps": 4, "embedding_learning_rate": 0.05},
-        "pure": {"steps": 6, "lora_learning_rate": 0.01, "embedding_learning_rate": 0.01},
-        "batch_size": 2,
-        "checkpoint_every": 2,
-    },
-    "evaluation": {
-        "prompts": "profiles/prompts/micro.yaml",
-        "seeds": 1,
-        "sampling": {"steps": 2, "guidance_scale": 4.0, "batch_size": 4},
-        "evaluators": {f"{name}": f"infra/models/{name}" for name in ("clip", "dino", "segmenter")},
-    },
-    "gates": {"fidelity/clip_i": {"minimum": -1.0}},
-    # a fresh process for every promotion would cost minutes; test_flows_promotion.py does it once
-    "promotion": {"servability": False},
-}
-PROMPTS = {
-    "name": "micro",
-    "categories": {
-        "background": [{"template": "a {concept} on the left, snow background"}],
-        "style": [{"template": "a star{style}"}],
-        "without": [{"template": "a red circle on the right, grass background"}],
-    },
-}
-
-
-def _evaluators() -> Any:
-    """The evaluation's own makers of untrained evaluators."""
-    file = REPOSITORY / "tests" / "unit" / "evaluation" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("_evaluators", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def build(root: Path, family: Path, concepts: dict[str, str] | None = None) -> None:
-    """Make the project in the empty folder `root`.
-
-    Args:
-        concepts: name -> class word; `style` makes a style.
-    """
-    from components.concepts import versions
-    from components.concepts.store import add_concept
-    from components.settings import ConceptSettings
-
-    concepts = concepts or {"spotted_star": "star"}
-    (root / "profiles" / "prompts").mkdir(parents=True)
-    shutil.copy(REPOSITORY / "pyproject.toml", root)
-    (root / ".gitignore").write_text("/.purecc/\n/mlruns/\n/data/\n")
-    (root / "profiles" / "micro.yaml").write_text(yaml.safe_dump(PROFILE))
-    (root / "profiles" / "prompts" / "micro.yaml").write_text(yaml.safe_dump(PROMPTS))
-    shutil.copytree(family, root / "infra" / "models" / "base")
-    makers = _evaluators()
-    for name, save in (("clip", makers.save_clip), ("dino", makers.save_dinov2), ("segmenter", makers.save_segformer)):
-        save(root / "infra" / "models" / name)
-    photos, dwarfs = root / ".photos", root / ".dwarfs"
-    photos.mkdir()
-    dwarfs.mkdir()
-    for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(photos / f"{number}.png")
-        Image.fromarray(pixels[:8, :8]).save(dwarfs / f"{number}.png")
-    git = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.com"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    versions.init(root)
-    for name, class_word in concepts.items():
-        style = class_word == "style"
-        add_concept(
-            root / "data" / "concepts",
-            name,
-            class_word=class_word,
-            kind="style" if style else "instance",
-            images=sorted((dwarfs if name == "dwarf" else photos).iterdir()),
-            settings=ConceptSettings(),
-            texts=["a star, in [V] style" if style else f"a [V] {class_word} on the left, brick background"] * 3,
-        )
-    shutil.rmtree(photos)
-    shutil.rmtree(dwarfs)
-    versions.add(root)
-    versions.push(root)
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "-q", "-m", "start"], check=True)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a `purecc` left."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.stdout)
-
-
-@dataclass(frozen=True)
-class MicroProject:
-    """A project folder and its command line."""
-
-    root: Path
-
-    def environment(self, **more: str) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))}
-        own = {"PURECC_HOME": str(self.root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-        return {**kept, **own, "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120", **more}
-
-    def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", *arguments],
-            cwd=self.root,
-            env=self.environment(**more),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-
-    def purecc(self, *arguments: str) -> Finished:
-        """Run a command in this process, against `prefect_api`: the heavy imports are paid once."""
-        from typer.testing import CliRunner
-
-        from flows.cli import app
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PURECC_HOME", str(self.root))
-            patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-            patch.chdir(self.root)
-            result = CliRunner().invoke(app, list(arguments))
-        return Finished(result.exit_code, result.stdout, result.stderr)
-
-    def process(self, *arguments: str, timeout: float = 1500, **more: str) -> Finished:
-        """Run a command in a process of its own, with an embedded Prefect server of its own."""
-        process = self.start(*arguments, **more)
-        try:
-            out, err = process.communicate(timeout=timeout)
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        return Finished(process.returncode, out, err)
-
-    def servers(self) -> list[int]:
-        """Processes of a Prefect server that belong to this project."""
-        found = []
-        for process in psutil.process_iter(["pid", "cmdline"]):
-            try:
-                ours = process.environ().get("PURECC_HOME") == str(self.root)
-                if "prefect" in (process.info["cmdline"] or []) and ours:
-                    found.append(process.pid)
-            except psutil.Error:
-                continue
-        return found
-
-    def change_profile(self, change: Callable[[dict[str, Any]], None]) -> None:
-        file = self.root / "profiles" / "micro.yaml"
-        content = yaml.safe_load(file.read_text())
-        change(content)
-        file.write_text(yaml.safe_dump(content))
-
-
-@pytest.fixture(scope="session")
-def makers() -> Any:
-    """Makers of untrained evaluators, by kind."""
-    return _evaluators()
-
-
-@pytest.fixture(scope="session")
-def open_project() -> Callable[[Path], MicroProject]:
-    """The project in a folder."""
-    return MicroProject
+from once import made_once
+from small_project import MicroProject, build
 
 
 @pytest.fixture(scope="session")
 def micro_template(session_folder: Path, micro_family: Path) -> Path:
-    """Made once; copied by `micro_project`."""
-    folder = session_folder / "micro-project"
-    with FileLock(session_folder / "micro-project.lock"):
-        if not folder.exists():
-            partial = session_folder / "micro-project.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            build(partial, micro_family)
-            partial.rename(folder)
-    return folder
+    """A project in which nothing ran yet. Do not write into it."""
+    return made_once(session_folder / "micro-project", lambda folder: build(folder, micro_family))
 
 
 @pytest.fixture(scope="session")
@@ -247,22 +37,28 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             server.stop()
 
 
+def _after(root: Path, said: Path, *command: str) -> None:
+    """The project after a command, and beside it what the command said."""
+    project = MicroProject(root)
+    done = project.process(*command, "--profile", "micro", "--json")
+    assert done.stdout, done.stderr
+    assert project.servers() == []
+    said.write_text(json.dumps({"code": done.code, **done.json}))
+
+
 @pytest.fixture(scope="session")
 def customized_template(session_folder: Path, micro_template: Path) -> tuple[Path, dict[str, Any]]:
     """A project whose concept was customized once, and what the command said."""
-    folder = session_folder / "customized-project"
-    with FileLock(session_folder / "customized-project.lock"):
-        if not folder.exists():
-            partial = session_folder / "customized-project.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(micro_template, partial, symlinks=True)
-            project = MicroProject(partial)
-            done = project.process("customize", "spotted_star", "--profile", "micro", "--json")
-            assert done.code == 0, done.stderr
-            assert project.servers() == []
-            partial.rename(folder)
-            (session_folder / "customized-project.json").write_text(done.stdout)
-    return folder, json.loads((session_folder / "customized-project.json").read_text())
+    said = session_folder / "customized-project.json"
+
+    def make(folder: Path) -> None:
+        shutil.copytree(micro_template, folder, symlinks=True, dirs_exist_ok=True)
+        _after(folder, said, "customize", "spotted_star")
+
+    folder = made_once(session_folder / "customized-project", make)
+    found = json.loads(said.read_text())
+    assert found["code"] == 0
+    return folder, found
 
 
 SEVERAL = {"spotted_star": "star", "ball": "circle", "wash": "style", "dwarf": "star"}
@@ -271,20 +67,13 @@ SEVERAL = {"spotted_star": "star", "ball": "circle", "wash": "style", "dwarf": "
 @pytest.fixture(scope="session")
 def several_template(session_folder: Path, micro_family: Path) -> tuple[Path, dict[str, Any]]:
     """A project of several concepts, one of them with pictures that are too small, after one `continual`."""
-    folder = session_folder / "several-project"
-    with FileLock(session_folder / "several-project.lock"):
-        if not folder.exists():
-            partial = session_folder / "several-project.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            build(partial, micro_family, SEVERAL)
-            project = MicroProject(partial)
-            done = project.process("continual", "--profile", "micro", "--json")
-            assert done.stdout, done.stderr
-            assert project.servers() == []
-            partial.rename(folder)
-            (session_folder / "several-project.json").write_text(json.dumps({"code": done.code, **done.json}))
-    return folder, json.loads((session_folder / "several-project.json").read_text())
+    said = session_folder / "several-project.json"
+
+    def make(folder: Path) -> None:
+        build(folder, micro_family, SEVERAL)
+        _after(folder, said, "continual")
+
+    return made_once(session_folder / "several-project", make), json.loads(said.read_text())
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -20,21 +21,22 @@ from components.tracking.store import open_store
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 NAME = ("customize", "spotted_star", "--profile", "micro", "--set", "seed=1", "--json")
-ROOMS = (128 * 1024, 640 * 1024, 2 * 1024 * 1024)
+KIB = 1024
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, in memory; `resize` changes how much it holds."""
-    folder = tmp_path / "disk"
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of its own at this folder, in memory, with what lay there; `resize` changes how much it holds."""
+    before = folder.with_name(f"{folder.name}.before")
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.rename(before)
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode != 0:
+    command = ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
         pytest.skip("mounting is not allowed here")
     try:
-        yield folder
+        shutil.copytree(before, folder, symlinks=True, dirs_exist_ok=True)
+        yield
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=False)
 
@@ -44,30 +46,67 @@ def resize(folder: Path, room: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={used + room}", str(folder)], check=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_run_that_finds_no_room_goes_on_when_there_is_some(customized: Any, small_disk: Path, room: int) -> None:
-    root = small_disk / "project"
-    shutil.copytree(customized.root, root, symlinks=True)
-    project = type(customized)(root)
-    store = open_store(root)  # the project moved: its paths are rewritten before the disk is full
-    resize(small_disk, room)
-    done = project.process(*NAME)
-    assert done.code == 1, done.stderr
-    assert "disk is full" in done.json["error"]["message"], done.stderr
-    assert project.servers() == []
-
-    resize(small_disk, 300 * 1024 * 1024)
+def require_untouched(root: Path) -> None:
+    """The champion is the one from before, whole; what stands among the kept results is whole as well."""
     for folder in (root / ".purecc" / "artifacts").glob("*/*"):
         if not folder.name.startswith("."):
             verify_manifest(folder)
+    store = open_store(root)
     assert registry.aliases(store, "spotted_star")["champion"] == 1
     assert all(check.ok for check in promotion.verify(store, "spotted_star"))
 
-    again = project.process(*NAME)
+
+def require_promoted(root: Path, again: Any) -> None:
     assert again.code == 0, again.stderr
     assert (again.json["status"], again.json["champion"]) == ("promoted", again.json["version"])
-    assert all(check.ok for check in promotion.verify(store, "spotted_star"))
+    assert Path(again.json["report"]).read_text().rstrip().endswith("</html>")
+    assert all(check.ok for check in promotion.verify(open_store(root), "spotted_star"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [128 * KIB, 2048 * KIB])
+def test_a_run_that_finds_no_room_goes_on_when_there_is_some(customized: Any, room: int) -> None:
+    root = customized.root
+    with small_disk(root):
+        open_store(root)  # the project moved: its paths are rewritten before the disk is full
+        resize(root, room)
+        done = customized.process(*NAME)
+        assert done.code == 1, done.stderr
+        assert "disk is full" in done.json["error"]["message"], done.stderr
+        assert customized.servers() == []
+        resize(root, 300 * 1024 * KIB)
+        require_untouched(root)
+        require_promoted(root, customized.process(*NAME))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize(
+    ("folder", "room"),
+    [
+        (".purecc/artifacts", 128 * KIB),
+        (".purecc/artifacts", 300 * KIB),  # the adapters find room, the evaluation does not
+        (".purecc/work", 16 * KIB),  # the checkpoints of these models are small
+        (".purecc/reports", 128 * KIB),
+        ("mlruns", 128 * KIB),
+        ("mlruns", 2048 * KIB),
+    ],
+)
+def test_a_folder_without_room_is_named_and_the_run_goes_on_when_there_is_some(
+    folder: str, room: int, customized: Any
+) -> None:
+    root = customized.root
+    with small_disk(root / folder):
+        open_store(root)
+        resize(root / folder, room)
+        done = customized.purecc(*NAME)
+        assert done.code == 1, done.stderr
+        error = done.json["error"]
+        assert (error["kind"], "make space" in error["mend"]) == ("DiskFull", True)
+        assert Path(error["file"]).is_relative_to(root / folder)
+        resize(root / folder, 300 * 1024 * KIB)
+        require_untouched(root)
+        require_promoted(root, customized.purecc(*NAME))
 
 
 PROGRAM = """

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import yaml
 
 from components.tracking.store import open_store
 
@@ -62,3 +64,32 @@ def test_no_process_is_left_and_the_next_run_goes_on(customized: Any, number: si
     ended = {run.info.status for run in runs if run.data.tags.get("inputs/key") == runs[0].data.tags.get("inputs/key")}
     assert "RUNNING" not in {run.info.status for run in runs}  # those of the dead process were closed
     assert "KILLED" in ended
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_the_cells_of_a_benchmark_end_with_it(customized: Any, number: signal.Signals) -> None:
+    """At once: nobody waits for the minutes that a running cell still takes."""
+    root = customized.root
+    plan = {"profile": "micro", "concepts": ["spotted_star"], "seeds": [3], "steps": [100_000]}
+    plan["variants"] = {"lora": ["learning.method=lora"], "dop": ["learning.method=dop"]}
+    (root / "plan.yaml").write_text(yaml.safe_dump(plan))
+
+    def workers() -> list[int]:
+        return [pid for pid in customized.processes() if "spawn_main" in " ".join(psutil.Process(pid).cmdline())]
+
+    process = customized.start("benchmark", "--plan", "plan.yaml", "--out", "out", "--workers", "2", "--json")
+    try:
+        cells = root / ".purecc" / "work" / "measurement"
+        wait_until(lambda: len(list(cells.glob("*/checkpoints/[!.]*"))) >= 2 or process.poll() is not None)
+        assert process.poll() is None, process.communicate()[1]
+        assert len(workers()) == 2
+        assert len(customized.servers()) == 1
+        process.send_signal(number)
+        process.wait(timeout=60)
+        wait_until(lambda: not customized.processes(), seconds=60)
+    finally:
+        process.kill()
+        process.wait()
+        for rest in customized.processes():
+            psutil.Process(rest).kill()
+    assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL)

@@ -39,6 +39,48 @@ def test_one_holder_at_a_time_and_the_next_one_after_it() -> None:
         pass
 
 
+def test_of_many_who_are_the_first_to_ask_one_holds_at_a_time() -> None:
+    """None of them finds the limit there, and all want to make it."""
+    from flows.locks import prefect_lock
+
+    together, inside, most, done = threading.Barrier(6), 0, 0, []
+
+    def hold() -> None:
+        nonlocal inside, most
+        together.wait(300)
+        with prefect_lock("registry-new", 300):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.2)  # long enough for another one to come in, were it let
+            inside -= 1
+        done.append(1)
+
+    threads = [threading.Thread(target=hold) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(done), most) == (6, 1)
+
+
+def test_a_limit_that_was_switched_off_holds_again() -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+
+    from flows.locks import prefect_lock
+
+    with prefect_lock("registry-off", 300):
+        pass
+    with get_client(sync_client=True) as client:  # as a person does on Prefect's page
+        client.update_global_concurrency_limit(
+            "purecc-registry-off", GlobalConcurrencyLimitUpdate(active=False, limit=5, slot_decay_per_second=3)
+        )
+    with prefect_lock("registry-off", 300):
+        time.sleep(1)  # slots that decay would be free by now
+        with pytest.raises(LockNotTaken), prefect_lock("registry-off", 3):
+            pytest.fail("two holders")
+
+
 def test_a_fresh_process_serves_what_is_promoted(customized: Any) -> None:
     settings = ("--set", "seed=1", "--set", "promotion.servability=true", "--json")
     done = customized.purecc("customize", "spotted_star", "--profile", "micro", *settings)

@@ -18,37 +18,13 @@ import torch
 import yaml
 from PIL import Image
 from safetensors import safe_open
+from sd35 import SHRUNKEN
+from sd35 import TRANSFORMER as PUBLISHED
+from small_project import MicroProject
+from untrained_evaluators import save_sam
 
 from components.world import family
 
-# transformer/config.json of stabilityai/stable-diffusion-3.5-medium
-PUBLISHED: dict[str, Any] = {
-    "attention_head_dim": 64,
-    "caption_projection_dim": 1536,
-    "dual_attention_layers": tuple(range(13)),
-    "in_channels": 16,
-    "joint_attention_dim": 4096,
-    "num_attention_heads": 24,
-    "num_layers": 24,
-    "out_channels": 16,
-    "patch_size": 2,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 384,
-    "qk_norm": "rms_norm",
-    "sample_size": 128,
-}
-SHRUNKEN: dict[str, Any] = {
-    **PUBLISHED,
-    "attention_head_dim": 8,
-    "caption_projection_dim": 16,
-    "dual_attention_layers": (0, 1),
-    "joint_attention_dim": 48,
-    "num_attention_heads": 2,
-    "num_layers": 4,
-    "pooled_projection_dim": 16 + 24,
-    "pos_embed_max_size": 48,
-    "sample_size": 16,
-}
 SETTINGS = (
     "base.path=infra/models/shrunken",
     "base.resolution=64",
@@ -113,15 +89,13 @@ def create_shrunken(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def rehearsal(
-    micro_template: Path, tmp_path_factory: pytest.TempPathFactory, repository: Path, makers: Any, open_project: Any
-) -> Any:
+def rehearsal(micro_template: Path, tmp_path_factory: pytest.TempPathFactory, repository: Path) -> MicroProject:
     root = tmp_path_factory.mktemp("rehearsal") / "project"
     shutil.copytree(micro_template, root, symlinks=True)
     shutil.copy(repository / "profiles" / "sd35-medium.yaml", root / "profiles")
     create_shrunken(root / "infra" / "models" / "shrunken")
-    makers.save_sam(root / "infra" / "models" / "sam")
-    return open_project(root)
+    save_sam(root / "infra" / "models" / "sam")
+    return MicroProject(root)
 
 
 def overrides(*more: str) -> list[str]:

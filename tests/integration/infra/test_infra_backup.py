@@ -63,6 +63,8 @@ def test_a_champion_survives_the_loss_of_every_server(
     assert saved.returncode == 0, saved.stderr
     (folder,) = servers.backups.iterdir()
     assert json.loads(saved.stdout)["backup"] == str(folder)
+    # password hashes are in it: for its owner alone
+    assert [path for path in (folder, *folder.rglob("*")) if path.stat().st_mode & 0o077] == []
     assert backup(servers, "restore", str(folder)).returncode == 1  # never over what is there
     with compose.running(tmp_path / "fresh") as fresh:
         fresh.prepare()

@@ -85,6 +85,7 @@ def test_every_service_is_hardened_and_pinned(services: dict[str, dict[str, Any]
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["read_only"] is True, name
+        assert 0 < service["pids_limit"] <= 4096, name
         assert re.search(r":\d+\.\d+", service["image"]), name
         if not service["image"].startswith(ours):
             assert int(service["user"].split(":")[0]) > 0, name
@@ -168,6 +169,31 @@ def test_kubernetes_runs_what_compose_runs(services: dict[str, dict[str, Any]], 
                 source = peer["podSelector"]["matchLabels"]["app"]
                 shared = set(services[source]["networks"]) & set(services[target]["networks"])
                 assert shared, f"{source} -> {target}"
+
+
+def test_nothing_leaves_the_cluster_but_questions_to_its_dns(objects: list[dict[str, Any]]) -> None:
+    policies = [each["spec"] for each in objects if each["kind"] == "NetworkPolicy"]
+    assert any(
+        spec["podSelector"] == {} and "Egress" in spec["policyTypes"] and "egress" not in spec for spec in policies
+    )
+    for rule in (rule for spec in policies for rule in spec.get("egress", ())):
+        for peer in rule["to"]:
+            assert peer == {"podSelector": {}} or {port["port"] for port in rule["ports"]} == {53}
+
+
+def test_both_proxies_have_the_same_names_and_limits(objects: list[dict[str, Any]]) -> None:
+    """A cluster's ingress lets through what Caddy lets through."""
+    stated = (INFRA / "servers" / "Caddyfile").read_text()
+    caddy = dict(re.findall(r"max_size (\S+)\s+\}\s+reverse_proxy \{\$(\w+)_UPSTREAM\}", stated))
+    found = {}
+    for each in (each for each in objects if each["kind"] == "Ingress"):
+        (rule,) = each["spec"]["rules"]
+        (path,) = rule["http"]["paths"]
+        service = path["backend"]["service"]["name"].partition("-")[0].upper()
+        found[each["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"].upper() + "B"] = service
+        assert [rule["host"]] == each["spec"]["tls"][0]["hosts"]
+    assert found == caddy
+    assert len(found) == 2
 
 
 def test_pods_are_hardened(objects: list[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import importlib.util
 import json
 import os
 import shutil
@@ -16,10 +17,16 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
+from safetensors.numpy import save_file
 from servers.compose import INFRA, REPOSITORY, Stack
+
+from components.files import atomic_folder
+from components.tracking import registry
+from components.tracking.store import open_store
 
 pytestmark = pytest.mark.slow
 
@@ -202,6 +209,40 @@ def test_a_server_without_its_secret_does_not_start(servers: Stack) -> None:
     )
     assert done.returncode == 1
     assert "MLFLOW_AUTH_ADMIN_PASSWORD_FILE" in done.stderr
+
+
+def test_of_promoters_on_several_hosts_the_best_wins_and_none_is_lost(
+    servers: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes of two threads, each with a project of its own; `scripts/fault_table.py` has up to eight."""
+    spec = importlib.util.spec_from_file_location("racing", REPOSITORY / "scripts" / "racing.py")
+    assert spec is not None
+    assert spec.loader is not None
+    racing = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "racing", racing)
+    spec.loader.exec_module(racing)
+    clients = {**servers.client_environment(), "PREFECT_HOME": str(tmp_path / "prefect")}
+    for name in [name for name in os.environ if name.startswith(("MLFLOW_", "PREFECT_"))]:
+        monkeypatch.delenv(name)
+    everything = {**os.environ, **clients}
+    for name, value in clients.items():
+        if name.startswith("MLFLOW_"):
+            monkeypatch.setenv(name, value)
+    (tmp_path / "project").mkdir()
+    store = open_store(tmp_path / "project")
+    numbers, scores = [], (2.0, 4.0, 1.0, 3.0)
+    for score in scores:
+        with atomic_folder(tmp_path / "adapter") as folder:
+            save_file({"w": np.array([score])}, folder / "adapter_model.safetensors")
+            (folder / "provenance.json").write_text("{}")
+        numbers.append(racing.register(store, "raced", tmp_path / "adapter", score))
+    codes = racing.race("raced", tmp_path / "race", [numbers[:2], numbers[2:]], everything)
+    assert codes == [0, 0], (tmp_path / "race" / "log").read_text()
+    found = racing.outcome(store, "raced", numbers)
+    assert (found.champion, found.problems) == (numbers[1], ())
+    assert registry.version(store, "raced", numbers[2]).status in ("passed", "refused")
+    store.client.set_registered_model_alias("purecc-raced", "champion", str(numbers[2]))
+    assert len(racing.outcome(store, "raced", numbers).problems) == 2  # what the check would have seen
 
 
 def test_doctor_knows_these_servers(servers: Stack, project: Path) -> None:

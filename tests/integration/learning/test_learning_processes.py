@@ -57,11 +57,10 @@ def test_two_processes_learn_what_one_does_and_one_of_them_writes(
     concept: Concept, profile: Callable[..., Profile], backbone: SD3Backbone, tmp_path: Path
 ) -> None:
     common = ("learning.method=lora", f"learning.pure.steps={STEPS}", "learning.gradient_accumulation=2")
-    one = profile(*common, "learning.batch_size=4")
-    alone = train_pure(backbone, concept, one, None, tmp_path / "one", NullTracker())
+    settings = profile(*common, "learning.batch_size=4")
+    alone = train_pure(backbone, concept, settings, None, tmp_path / "one", NullTracker())
 
-    two = profile(*common, "learning.batch_size=2")
-    (tmp_path / "profile.json").write_text(two.model_dump_json())
+    (tmp_path / "profile.json").write_text(settings.model_dump_json())
     (tmp_path / "program.py").write_text(PROGRAM)
     work = tmp_path / "two"
     arguments = [str(tmp_path / "program.py"), str(tmp_path / "profile.json"), str(concept.folder), str(work)]

@@ -94,6 +94,14 @@ def test_the_recorded_picture_comes_over_http(store: Store, address: str) -> Non
     assert (facts["prompt"], facts["seed"], facts["concepts"]) == (recording.request.prompt, 3, ["star"])
 
 
+def test_the_example_that_comes_with_the_model_is_answered(store: Store, address: str) -> None:
+    (example,) = (store.root / "mlruns" / "artifacts").rglob("serving_input_example.json")
+    status, answer = post(address, json.loads(example.read_text()))
+    assert status == 200
+    facts = json.loads(answer["predictions"][0]["facts"])
+    assert (facts["concepts"], facts["steps"]) == (["star"], 4)  # the profile's, not a number of our own
+
+
 @pytest.mark.parametrize(
     ("row", "named"),
     [

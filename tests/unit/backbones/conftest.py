@@ -26,4 +26,4 @@ def backbone(shared_backbone: SD3Backbone) -> Iterator[SD3Backbone]:
     yield shared_backbone
     for name in list(shared_backbone.adapted.names):
         shared_backbone.remove_adapter(name)
-    shared_backbone.use_gradient_checkpointing(False)
+    shared_backbone.adapted.use_gradient_checkpointing(False)

@@ -158,7 +158,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_whatever_acts_later(bac
         value.requires_grad_(True)
 
     def gradients(checkpointing: bool) -> dict[str, Tensor]:
-        backbone.use_gradient_checkpointing(checkpointing)
+        backbone.adapted.use_gradient_checkpointing(checkpointing)
         loss = backbone.velocity(x, t, text, "a").square().mean()
         with torch.no_grad():
             backbone.velocity(x, t, text, "b")

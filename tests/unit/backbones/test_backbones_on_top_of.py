@@ -79,7 +79,7 @@ def test_the_earlier_ones_get_no_gradient_and_checkpointing_changes_none(backbon
         for parameter in parameters.values():
             parameter.requires_grad_(True)
             parameter.grad = None
-        backbone.use_gradient_checkpointing(checkpointing)
+        backbone.adapted.use_gradient_checkpointing(checkpointing)
         with on_top_of(backbone, ["first", "second"], how):
             backbone.velocity(x_BCHW, torch.tensor([0.5]), text, "third").square().sum().backward()
         gradients.append([parameter.grad for parameter in parameters.values()])

@@ -78,7 +78,7 @@ def test_gradients_are_those_of_the_weights(backbone: SD3Backbone, checkpointing
     assert tuple(trained) == SOME
     for value in trained.values():
         value.requires_grad_(True)
-    backbone.use_gradient_checkpointing(checkpointing)
+    backbone.adapted.use_gradient_checkpointing(checkpointing)
     loss = backbone.velocity(x, t, text, "full").square().mean()
     with torch.no_grad():
         backbone.velocity(x, t, text, None)  # another adapter acts between the passes

@@ -74,6 +74,7 @@ def test_a_name_that_the_plan_lacks_is_an_error_that_lists_the_known_ones(
         ("seeds: []", "seeds"),
         ("variant: {}", "variant"),
         ("variants: {x: {sets: []}}", "variants.x.sets"),
+        ("variants: {'a, b': []}", "variants"),
     ],
 )
 def test_a_wrong_plan_names_file_and_field(tmp_path: Path, change: str, field: str) -> None:

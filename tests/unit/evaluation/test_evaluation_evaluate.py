@@ -27,7 +27,11 @@ from components.world.oracle import attribute_labels
 def profile(project: Path, evaluator_models: Path) -> Profile:
     names = {name: str(evaluator_models / name) for name in ("clip", "dino", "segmenter")}
     overrides = [f"evaluation.evaluators.{name}={path}" for name, path in names.items()]
-    settings = ["evaluation.evaluators.oracle=null", "base.resolution=32", "evaluation.seeds=1"]
+    settings = [
+        *(f"evaluation.evaluators.{name}=null" for name in ("oracle", "csd", "hps", "pickscore")),
+        "base.resolution=32",
+        "evaluation.seeds=1",
+    ]
     return load_profile("tiny", [*overrides, *settings])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ def save_adapter(backbone: SD3Backbone, folder: Path, *, seed: int = 0, rank: in
         backbone.save_adapter("maker", partial)
     backbone.remove_adapter("maker")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_adapter() -> Callable[..., Path]:
+    """Makes adapter folders."""
+    return save_adapter
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from components.backbones.sd3 import SD3Backbone
+from components.backbones.weights import base_weights
 from components.errors import IntegrityError, InvalidInput
+from components.export.onnx_adapters import export_onnx_adapter, export_onnx_base
 from components.export.onnx_folder import export_onnx
 from components.export.onnx_sampler import OnnxSampler, euler_sigmas
+from components.files import atomic_folder, write_manifest
 
 PROMPTS = ["a <striped_star> star on the left", "a red circle", "<striped_star> and <striped_star>"]
 
@@ -95,6 +100,93 @@ def test_weights_lie_outside_the_graph_and_are_checked(exported: Path) -> None:
             OnnxSampler(exported)
     finally:
         data.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def adaptable(backbone: SD3Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base alone, for adapters that are put in at run time."""
+    before = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
+    out = export_onnx_base(backbone, tmp_path_factory.mktemp("onnx-base") / "out", {"steps": 3, "guidance_scale": 4.0})
+    after = backbone.transformer.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    return out
+
+
+@pytest.mark.slow
+def test_adapters_at_run_time_equal_the_folded_graph_and_torch(
+    backbone: SD3Backbone,
+    sampler: OnnxSampler,
+    adaptable: Path,
+    adapter: Path,
+    make_adapter: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    one_base = OnnxSampler(adaptable, ["CPUExecutionProvider"])
+    other = make_adapter(backbone, tmp_path / "other", seed=1, rank=3, concept="dog")
+    for folder, name in ((adapter, "striped_star"), (other, "dog")):
+        assert one_base.load_adapter(export_onnx_adapter(folder, tmp_path / f"{name}-onnx")) == name
+    seeds = [0, 1, 2]
+    found = one_base.sample(PROMPTS, seeds, adapter="striped_star")
+    assert np.abs(found - sampler.sample(PROMPTS, seeds)).max() < 1e-4
+    assert np.abs(found - by_torch(backbone, PROMPTS, seeds, 4.0)).max() < 1e-3
+    # another concept, of another rank, on the same session; nothing of the first is left
+    backbone.load_adapter(other, "dog")
+    try:
+        dog = backbone.sample(
+            backbone.encode_text(["a <dog> dog"]),
+            backbone.encode_text([""]),
+            seeds=[5],
+            steps=3,
+            guidance_scale=4.0,
+            adapter="dog",
+        ).numpy()
+    finally:
+        backbone.remove_adapter("dog")
+    assert np.abs(one_base.sample(["a <dog> dog"], [5], adapter="dog") - dog).max() < 1e-3
+    np.testing.assert_array_equal(one_base.sample(PROMPTS, seeds, adapter="striped_star"), found)
+    # without an adapter it is the base
+    plain = backbone.sample(
+        backbone.encode_text(["a red circle"]),
+        backbone.encode_text([""]),
+        seeds=[1],
+        steps=3,
+        guidance_scale=4.0,
+        adapter=None,
+    ).numpy()
+    alone = one_base.sample(["a red circle"], [1])
+    assert np.abs(alone - plain).max() < 1e-3 < 0.02 < np.abs(alone[0] - found[1]).max()
+    for prompt, named in (("a <dog> dog", "striped_star"), ("a <star> star", None)):
+        with pytest.raises(InvalidInput, match="is not known"):
+            one_base.sample([prompt], [0], adapter=named)
+    with pytest.raises(InvalidInput, match="loaded adapters: striped_star, dog"):
+        one_base.sample(["a cat"], [0], adapter="cat")
+
+
+@pytest.mark.slow
+def test_an_adapter_that_does_not_fit_is_refused(
+    sampler: OnnxSampler, adaptable: Path, adapter: Path, backbone: SD3Backbone, tmp_path: Path
+) -> None:
+    one_base = OnnxSampler(adaptable, ["CPUExecutionProvider"])
+    written = export_onnx_adapter(adapter, tmp_path / "written")
+    with pytest.raises(InvalidInput, match="<striped_star> is folded into these graphs"):
+        sampler.load_adapter(written)
+    foreign = json.loads((written / "purecc_onnx.json").read_text()) | {"base_fingerprint": "0" * 64}
+    (written / "purecc_onnx.json").write_text(json.dumps(foreign))
+    with pytest.raises(IntegrityError, match="purecc_onnx.json"):
+        one_base.load_adapter(written)
+    write_manifest(written)
+    with pytest.raises(InvalidInput, match="made for the base 000000000000"):
+        one_base.load_adapter(written)
+    name = "transformer_blocks.0.attn.to_q.weight"
+    changed = torch.ones_like(base_weights(backbone.transformer)[name])
+    backbone.create_adapter("fine", concept="dog", lora=None, embeddings_NRD=None, weights={name: changed})
+    with atomic_folder(tmp_path / "fine") as partial:
+        backbone.save_adapter("fine", partial)
+    backbone.remove_adapter("fine")
+    with pytest.raises(InvalidInput, match="LoraAdapter knows only LoRA"):
+        export_onnx_adapter(tmp_path / "fine", tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 28])

@@ -32,7 +32,8 @@ def fails(check: Check, *, detail: str, mend: str) -> None:
 def profile(project: Path, micro_family: Path) -> Profile:
     """The tiny profile on the untrained family, of which two parts stand in for evaluators."""
     shutil.copytree(micro_family, project / "base")
-    overrides = ["base.path=base", "evaluation.evaluators.oracle=null"]
+    overrides = ["base.path=base"]
+    overrides += [f"evaluation.evaluators.{name}=null" for name in ("oracle", "csd", "hps", "pickscore")]
     overrides += [f"evaluation.evaluators.{name}=base/text_encoder" for name in ("clip", "dino", "segmenter")]
     return load_profile("tiny", overrides)
 

@@ -65,6 +65,13 @@ def test_a_setting_changes_the_stages_that_it_matters_to(
     assert {stage for stage in before if before[stage] != after[stage]} == changed
 
 
+def test_a_gate_of_another_kind_makes_nothing_stale(make: Callable[..., Job]) -> None:
+    job = make()
+    assert job.concept.kind == "instance"
+    assert make("gates_by_kind.style={loss: {maximum: 1}}").inputs == job.inputs
+    assert make("gates_by_kind.instance={loss: {maximum: 1}}").inputs.key != job.inputs.key
+
+
 def test_data_base_and_parents_change_what_depends_on_them(make: Callable[..., Job]) -> None:
     job = make()
 
@@ -127,13 +134,19 @@ def test_every_learning_setting_counts_in_one_stage_at_least(make: Callable[...,
     for method in get_args(Method):
         given = ["learning.b_lora={content: [0], style: [1]}"] if method == "b-lora" else []
         given += [f"learning.stages={stages}"] if method == "purecc" else []
+        # counted where they are on, so that what was trained before there were such settings is still unchanged
+        given += ["learning.compile=true", "learning.quantize_base=int8", "learning.offload_activations=true"] * (
+            method == "lora"
+        )
+        given += ["learning.guidance_bank=4"] * (method == "purecc" and stages == "separate")
         job = make(f"learning.method={method}", *given)
         read = {**job.extractor().inputs["learning"], **job.pure("e").inputs["learning"]}
         assert not set(read) & set(job.profile.learning.unread())
         counted |= set(read)
         counted |= {f"pure.{name}" for name in read["pure"]}
     left_out = set(make().profile.learning.model_dump()) - counted
-    assert left_out <= {"checkpoint_every", "preview_every", "snapshot_steps"}
+    no_bank = {"guidance_bank"} if stages == "merged" else set()
+    assert left_out <= {"checkpoint_every", "preview_every", "snapshot_steps"} | no_bank
     assert {f"pure.{name}" for name in PureSettings.model_fields} <= counted
 
 

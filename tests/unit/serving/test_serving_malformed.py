@@ -5,15 +5,20 @@ One seeded generator makes a thousand of them; a failure names its number, from 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import os
 import pickle
 import random
 import shutil
+import signal
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -28,10 +33,11 @@ from components.serving.service import ImageService
 from components.settings import BaseSettings, LoraSettings, SamplingSettings
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-FOLDERS, REQUESTS = 300, 700
+FOLDERS, REQUESTS, NAMES = 400, 700, 100
+HANGS = 120  # seconds after which one of them counts as hanging
 KINDS = (
     *("truncate", "garbage", "pickle", "header", "length", "nan", "infinite", "missing", "zero", "shape", "rename"),
-    *("extra", "config", "metadata", "dtype", "deep", "flip", "manifest"),
+    *("extra", "config", "metadata", "dtype", "deep", "flip", "manifest", "pipe", "link", "folder", "differences"),
 )
 WEIGHTS = ("adapter_model.safetensors", "concept_embeddings.safetensors")
 
@@ -86,6 +92,22 @@ def spoil(folder: Path, chance: random.Random) -> str:
         tensors = load_file(folder / WEIGHTS[1])
         rubbish = {key: chance.choice(["", "x" * 1000, "\ufffd"]) for key in ("purecc_format", "concept", "rows")}
         save_file(tensors, folder / WEIGHTS[1], metadata=rubbish)
+    elif kind in ("pipe", "link", "folder"):
+        file.unlink()
+        write_manifest(folder)  # before: what these lead to cannot be hashed
+        if kind == "pipe":  # whoever opens it waits for a writer
+            os.mkfifo(file)
+        elif kind == "link":
+            file.symlink_to(chance.choice(["/dev/zero", "/etc/passwd", "nowhere", file.name, "..", "/proc/kcore"]))
+        else:
+            file.mkdir()
+        return kind
+    elif kind == "differences":
+        wrong = {"../x": torch.ones(3), "pos_embed.proj.weight": torch.full((2, 2), float("nan"))}
+        name = chance.choice(sorted(wrong))
+        save_file({name: wrong[name]}, folder / "weight_differences.safetensors")
+        if chance.random() < 0.5:
+            (folder / "weight_differences.safetensors").write_bytes(chance.randbytes(200))
     elif kind == "flip":
         position = chance.randrange(len(content))
         file.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
@@ -133,6 +155,22 @@ def _config(file: Path, kind: str, chance: random.Random) -> None:
     file.write_text(chance.choice([json.dumps(content), "null", "[]", "3", "\x00", '"text"']))
 
 
+@contextlib.contextmanager
+def not_hanging(what: object) -> Iterator[None]:
+    """Fail where one of them waits for ever; far from what the slowest needs."""
+
+    def hung(*_: Any) -> None:
+        pytest.fail(f"{what} hangs")
+
+    before = signal.signal(signal.SIGALRM, hung)
+    signal.alarm(HANGS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def test_spoilt_adapter_folders_are_refused_by_name(
     backbone: SD3Backbone, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +183,7 @@ def test_spoilt_adapter_folders_are_refused_by_name(
         shutil.copytree(sound, inside / "adapter")
         kind = spoil(inside / "adapter", chance)
         before = sorted(str(path) for path in tmp_path.rglob("*"))
-        with pytest.raises((InvalidInput, IntegrityError)) as error:
+        with not_hanging((kind, number)), pytest.raises((InvalidInput, IntegrityError)) as error:
             backbone.load_adapter(inside / "adapter", "spoilt")
             pytest.fail(f"{kind}, number {number}, was taken")
         assert str(error.value), (number, kind)
@@ -185,9 +223,33 @@ def rubbish(chance: random.Random) -> bytes:
     return json.dumps({**sound, field: chance.choice(wrong[field])}).encode()
 
 
-def test_malformed_requests_are_refused_by_name(backbone: SD3Backbone, sound: Path, tmp_path: Path) -> None:
-    from contextlib import nullcontext
+def odd_name(chance: random.Random) -> str:
+    """What is no concept that the server knows."""
+    odd = [
+        "nobody",
+        "Star",
+        "../star",
+        "star/..",
+        "a b",
+        "a:b",
+        "",
+        ".",
+        "..",
+        "\0",
+        "star\n",
+        "\ud7ff",
+        "%2e%2e",
+        "'--",
+    ]
+    return chance.choice(
+        [*odd, "x" * chance.randrange(64, 2000), "".join(map(chr, chance.choices(range(1, 999), k=9)))]
+    )
 
+
+def test_malformed_requests_are_refused_by_name(
+    backbone: SD3Backbone, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     spec = importlib.util.spec_from_file_location("concept_server", REPOSITORY / "examples" / "concept_server.py")
     assert spec is not None
     assert spec.loader is not None
@@ -198,20 +260,30 @@ def test_malformed_requests_are_refused_by_name(backbone: SD3Backbone, sound: Pa
     def find(concept: str) -> Any:
         if concept != "star":
             raise InvalidInput(f"<{concept}> has no champion", field="prompt")
-        return nullcontext(sound)
+        return contextlib.nullcontext(sound)
 
     service = ImageService(backbone, SamplingSettings(steps=1), find)
-    client = TestClient(server.create_app(service, find), raise_server_exceptions=True)
+    client = TestClient(server.create_app(service, find), base_url="http://localhost", raise_server_exceptions=True)
     good = client.post("/images", json={"prompt": "a <star> star", "seed": 3, "steps": 1})
     assert (good.status_code, good.content[:4]) == (200, b"\x89PNG")
     for number in range(REQUESTS):
         body = rubbish(random.Random(number))
-        answer = client.post("/images", content=body)
+        with not_hanging(number):
+            answer = client.post("/images", content=body)
         assert answer.status_code == 422, (number, body[:200])
         assert answer.json()["error"]["message"], number
         assert len(answer.content) < 2000, number  # what was sent is not sent back
     again = client.post("/images", json={"prompt": "a <star> star", "seed": 3, "steps": 1})
     assert again.content == good.content  # none of it left a trace
-    assert client.post("/concepts/nobody").status_code == 422
+    for number in range(NAMES):
+        answer = client.post(f"/concepts/{quote(odd_name(random.Random(number)), safe='')}")
+        assert answer.status_code in (404, 422), number  # the first: a path that is none of the server's
+        assert answer.json(), number
+    assert service.concepts == ("star",)
+    asked = {"prompt": "a <star> star", "seed": 3, "steps": 1}
+    for headers in ({"Host": "evil.example"}, {"Host": "evil.example:80"}, {"Origin": "https://evil.example"}):
+        for path in ("/images", "/concepts/star"):  # somebody else's page, and one whose name now means this machine
+            assert client.post(path, json=asked, headers=headers).status_code in (400, 403), headers
+    assert list(tmp_path.iterdir()) == []
     for name in list(backbone.adapted.names):
         backbone.remove_adapter(name)

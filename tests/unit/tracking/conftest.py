@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
+from once import made_once
 from safetensors.numpy import save_file
 
 from components.files import atomic_folder
@@ -18,15 +18,7 @@ from components.tracking.store import Store, open_store
 @pytest.fixture(scope="session")
 def migrated_store(session_folder: Path) -> Path:
     """A project folder with an empty store. Do not write into it."""
-    folder = session_folder / "migrated-store"
-    with FileLock(session_folder / "migrated-store.lock"):
-        if not folder.exists():
-            partial = session_folder / "migrated-store.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            open_store(partial)
-            partial.rename(folder)
-    return folder
+    return made_once(session_folder / "migrated-store", open_store)
 
 
 @pytest.fixture

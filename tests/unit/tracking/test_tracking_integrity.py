@@ -91,7 +91,8 @@ def test_gc_takes_what_nothing_refers_to_and_refuses_the_rest(store: Store, make
     for number in numbers[:3]:
         promotion.promote(store, "star", number)  # 3 champion, 2 previous, 5 challenger
     store.client.create_registered_model("purecc-bundle")
-    store.client.create_model_version("purecc-bundle", "nowhere", tags={bundles.PINS: '{"star":4}'})
+    pins = '[{"name":"star","version":4,"adapter":"a"},{"name":"ball","version":null,"adapter":"b"}]'
+    store.client.create_model_version("purecc-bundle", "nowhere", tags={bundles.PINS: pins})
     with runs.run(store, "star", "cut off") as tracker:
         registry._log_model(store, "star", make_adapter(b"9", "cut"), run_id=tracker.run_id, base={}, recording=None)
 

@@ -41,9 +41,12 @@ def test_a_killed_process_leaves_a_running_run_and_the_next_one_closes_it_alone(
         assert liveness.close_dead_runs(store) == []
         process.send_signal(signal.SIGKILL)
         process.wait()
+        store.client.set_tag(run_id, HEARTBEAT, str(int(time.time()) + 1000))
+        last = int(store.client.get_run(run_id).data.tags[HEARTBEAT])
         assert status(store, run_id) == "RUNNING"  # what MLflow leaves
         assert liveness.close_dead_runs(store) == [run_id]
         assert status(store, run_id) == "KILLED"
+        assert store.client.get_run(run_id).info.end_time == 1000 * last  # not when somebody came to look
         assert "its process died" in store.client.get_run(run_id).data.tags["error"]
         assert liveness.close_dead_runs(store) == []
         assert status(store, mine.run_id) == "RUNNING"
@@ -83,6 +86,19 @@ def test_the_heartbeat_goes_on_while_the_run_does(store: Store) -> None:
             while store.client.get_run(tracker.run_id).data.tags[HEARTBEAT] == "0":
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
+
+
+def test_gpu_seconds_are_those_of_every_run_of_the_flow_run(store: Store) -> None:
+    """Two runs of 30 s on two GPUs, one of them killed; one of another flow run; one without a GPU."""
+    experiment = store.experiment("star")
+    for flow_run, gpus, killed in (("a", 2, False), ("a", 2, True), ("b", 8, False), ("a", 0, False)):
+        tags = {runs.FLOW_RUN: flow_run, runs.GPUS: str(gpus), HEARTBEAT: "1030"}
+        made = store.client.create_run(experiment, start_time=1_000_000, tags=tags)
+        if not killed:
+            store.client.set_terminated(made.info.run_id, "FINISHED", 1_030_000)
+    assert runs.gpu_seconds(store, "star", "a") == 120.0
+    assert runs.gpu_seconds(store, "star", "b") == 240.0
+    assert runs.gpu_seconds(store, "star", "c") == 0.0
 
 
 def test_failures_are_counted_by_inputs_and_interruptions_are_none(store: Store) -> None:

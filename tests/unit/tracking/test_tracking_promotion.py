@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from components.errors import IntegrityError, InvalidInput
+from components.serving.requests import read_request
 from components.settings import Gate
 from components.tracking import promotion, registry, runs
 from components.tracking.gates import judge
@@ -49,6 +51,24 @@ def test_first_champion(store: Store, make_adapter: Make) -> None:
     assert promotion.promote(store, "star", version.number) is None
     assert registry.aliases(store, "star") == {"champion": 1}
     assert registry.list_models(store) == {"star": {"champion": 1}}
+
+
+def test_a_logged_model_states_what_it_takes_gives_and_needs(store: Store, make_adapter: Make) -> None:
+    _register(store, make_adapter(b"1"))
+    (file,) = (store.root / "mlruns" / "artifacts").rglob("MLmodel")
+    stated = yaml.safe_load(file.read_text())
+    takes, gives = (json.loads(stated["signature"][side]) for side in ("inputs", "outputs"))
+    assert {each["name"] for each in takes if each["required"]} == {"prompt"}
+    assert {each["name"]: each["type"] for each in gives} == {"png": "binary", "facts": "string"}
+    example = json.loads((file.parent / stated["saved_input_example_info"]["artifact_path"]).read_text())
+    (row,) = [dict(zip(example["columns"], values, strict=True)) for values in example["data"]]
+    assert {each["name"] for each in takes} == set(row)
+    assert read_request(row).prompt == "a <star> on the left"
+    serving = json.loads((file.parent / stated["saved_input_example_info"]["serving_input_path"]).read_text())
+    assert serving["dataframe_split"] == {"columns": example["columns"], "data": example["data"]}
+    needed = (file.parent / "requirements.txt").read_text().splitlines()
+    assert all("==" in line for line in needed)
+    assert {line.partition("==")[0] for line in needed} >= {"torch", "diffusers", "peft", "mlflow"}
 
 
 def test_the_same_content_is_registered_once_whatever_run_made_it(store: Store, make_adapter: Make) -> None:

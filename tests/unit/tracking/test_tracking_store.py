@@ -80,6 +80,28 @@ def test_a_first_touch_that_was_killed_leaves_nothing_that_looks_like_a_store(
     assert not is_empty(tmp_path)
 
 
+# Killed when part of a transaction is in the database's file already: a small cache spills.
+KILLED_WRITER = """
+import os, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN")
+connection.execute("UPDATE experiments SET artifact_location = '/nowhere'")
+for number in range(1000):
+    connection.execute("INSERT INTO experiment_tags VALUES (?, ?, '0')", (f"key {number}", "x" * 1000))
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_store_whose_writer_was_killed_in_the_middle_opens_as_it_was_before(store: Store) -> None:
+    database = store.root / "mlruns" / "mlflow.db"
+    subprocess.run([sys.executable, "-c", KILLED_WRITER, str(database)], check=False)
+    assert database.with_name("mlflow.db-journal").stat().st_size > 0
+    opened = open_store(store.root)
+    assert opened.client.get_experiment("0").artifact_location == str(store.root / "mlruns" / "artifacts" / "0")
+    assert opened.client.get_experiment("0").tags == {}
+
+
 def test_the_environment_names_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example:5000")
     store = open_store(tmp_path)

@@ -1,0 +1,1 @@
+"""What kills at critical moments leave behind."""
