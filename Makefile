@@ -31,8 +31,10 @@ install: $(STAMP) ## make .venv and install the project into it
 demo: $(STAMP) ## one shipped concept, from its folder to a champion adapter
 	$(BIN)/purecc demo
 
+# In the order of the folders: by default files with many tests go first, and the longest, which have few, end the run
+# on one core.
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

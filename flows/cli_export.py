@@ -108,16 +108,13 @@ def _write_onnx(adapter: Path, folder: Path, settings: Any) -> list[str]:
 
 
 def _write_onnx_adapter(adapter: Path, folder: Path, settings: Any) -> list[str]:
-    from components.backbones import adapter_folder
     from components.backbones.sd3 import SD3Backbone
-    from components.export.onnx_adapters import export_onnx_adapter, export_onnx_base
-    from components.export.onnx_folder import FACTS
+    from components.export.onnx_adapters import export_onnx_adapter, export_onnx_base, is_base_of
     from components.export.onnx_sampler import OnnxSampler
 
-    base, wanted = folder.parent / "onnx-base", adapter_folder.read_identity(adapter)["base_fingerprint"]
+    base = folder.parent / "onnx-base"
     export_onnx_adapter(adapter, folder)
-    facts = base / FACTS
-    if not facts.is_file() or json.loads(facts.read_text(encoding="utf-8"))["base_fingerprint"] != wanted:
+    if not is_base_of(base, folder):
         sampling = settings.evaluation.sampling.model_dump(mode="json")
         export_onnx_base(SD3Backbone.load(settings.base), base, sampling)
     sampler = OnnxSampler(base)

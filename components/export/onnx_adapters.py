@@ -8,6 +8,7 @@ anew when another concept is asked for.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +102,13 @@ def export_onnx_base(backbone: SD3Backbone, out: Path, sampling: Mapping[str, An
         _make_optional(folder / TRANSFORMER, optional, ranked)
         write_json(folder / FACTS, {**facts_of(backbone, sampling), "concept": None})
     return out
+
+
+def is_base_of(base: Path, adapter: Path) -> bool:
+    """Whether the folder `base` holds the graphs of the base that the exported adapter was trained on."""
+    made_for = json.loads((adapter / FACTS).read_text(encoding="utf-8"))["base_fingerprint"]
+    facts = base / FACTS
+    return facts.is_file() and json.loads(facts.read_text(encoding="utf-8"))["base_fingerprint"] == made_for
 
 
 @contextmanager

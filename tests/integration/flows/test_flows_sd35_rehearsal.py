@@ -146,7 +146,7 @@ def test_a_published_csv_goes_the_whole_way(rehearsal: Any, tmp_path: Path) -> N
     with safe_open(file, framework="pt") as stream:
         assert stream.metadata()["rows"] == "clip,t5,t5,t5"
         (name,) = stream.keys()
-        assert tuple(stream.get_tensor(name).shape) == (4, 4, 16)
+        assert tuple(stream.get_tensor(name).shape) == (SHRUNKEN["num_layers"], 4, 16)
     out = tmp_path / "drawn.png"
     drawn = rehearsal.purecc(
         "generate", "a <my_star> star on a beach", *profile, *overrides(), "--out", str(out), "--json"
