@@ -9,17 +9,12 @@ of this process or of the server's: a busy machine does not change them much, wa
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +25,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import yaml  # noqa: E402
+from mlflow_server import running_mlflow_server  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
 import components.quiet  # noqa: E402, F401  (before every dependency)
@@ -96,35 +92,6 @@ def search(store: Store, sizes: list[int]) -> dict[int, float]:
     return found
 
 
-@contextlib.contextmanager
-def server(folder: Path) -> Iterator[tuple[str, int]]:
-    """Address and process of an MLflow server on SQLite."""
-    (folder / "server").mkdir()
-    open_store(folder / "server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server/mlruns/mlflow.db"]
-    command += ["--artifacts-destination", str(folder / "stored"), "--serve-artifacts"]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 240
-        while True:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((folder / "server.log").read_text())
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}", process.pid
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def upload_rate(store: Store, folder: Path, pid: int, megabytes: int = 64) -> float:
     """Bytes that the server's proxy takes in a second of its processor time."""
     file = folder / "artifact.bin"
@@ -175,18 +142,18 @@ def measure(folder: Path, rounds: int, sizes: list[int]) -> Iterator[tuple[str, 
     yield "registry_search", (times[small], "s", f"all versions of a model that has {small}")
     yield "registry_search_per_version", (slope, "s per version", f"the same with {large}")
     yield "plan", (plan(folder), "s per concept", "slope of two projects, 2 and 12 concepts that have no version yet")
-    with server(folder) as (address, pid):
-        os.environ["MLFLOW_TRACKING_URI"] = address
+    with running_mlflow_server(folder / "server") as server:
+        os.environ["MLFLOW_TRACKING_URI"] = server.address
         (folder / "client").mkdir()
         over_http = open_store(folder / "client")
         track(over_http, folder, "warm", 0)
-        before = spent_by(pid)
+        before = spent_by(server.pid)
         for number in range(rounds):
             track(over_http, folder, f"http-{number}", number)
-        demand = (spent_by(pid) - before) / rounds
+        demand = (spent_by(server.pid) - before) / rounds
         yield "tracking_http_server", (demand, "s per concept", f"{how}; of a server of one process on SQLite")
         sent = "64 MB through the server's proxy to a disk"
-        yield "artifact_rate", (upload_rate(over_http, folder, pid), "bytes/s", sent)
+        yield "artifact_rate", (upload_rate(over_http, folder, server.pid), "bytes/s", sent)
         del os.environ["MLFLOW_TRACKING_URI"]
 
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow_server import MlflowServer, running_mlflow_server
 from safetensors.numpy import save_file
 
 from components.errors import IntegrityError
@@ -28,40 +21,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """Address and artifact folder of a running server."""
-    folder = tmp_path / "server"
-    folder.mkdir()
-    open_store(folder)  # migrated once, under our lock
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlruns/mlflow.db"]
-    command += ["--artifacts-destination", str(folder / "stored"), "--serve-artifacts"]
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 240
-        while True:
-            assert process.poll() is None, (tmp_path / "server.log").read_text()
-            assert time.monotonic() < deadline
-            try:
-                with urllib.request.urlopen(f"{address}/health", timeout=5):
-                    break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        yield address, folder / "stored"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    with running_mlflow_server(tmp_path / "server") as running:
+        yield running
 
 
-def test_the_whole_path_of_an_adapter(
-    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address, stored = server
+def test_the_whole_path_of_an_adapter(server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address, stored = server.address, server.artifacts
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     root = tmp_path / "project"
     root.mkdir()
