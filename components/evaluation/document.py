@@ -71,7 +71,8 @@ class Section:
 
 
 def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    """An anchor and the beginning of a file's name; never empty, which a title of symbols alone would become."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower().replace("λ", "lambda")).strip("-") or "section"
 
 
 def write_html(file: Path, *, title: str, lead: str, facts: Mapping[str, str], sections: Sequence[Section]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import sd35
 import torch
 from measuring import Clock, interleaved
-from training import PLAIN, STAGE_1, Bench
+from training import PLAIN, STAGE_1, WITH_DOP, Bench
 
 from components.backbones.device import device_of
 from components.backbones.flops import tokens_of, work_of
@@ -23,7 +23,7 @@ from components.world import family
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FROZEN, DETACHED, TRAINABLE = "stage 2, frozen", "stage 2, detached", "stage 2, trainable"
-CASES = (PLAIN, STAGE_1, FROZEN, DETACHED, TRAINABLE)
+CASES = (PLAIN, STAGE_1, FROZEN, DETACHED, TRAINABLE, WITH_DOP)
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ def tera_flop(bench: Bench, case: str) -> float:
         FROZEN: 2 * plain.forward + base.forward + learned.step,
         DETACHED: 3 * plain.forward + learned.step,
         TRAINABLE: 2 * plain.forward + 2 * learned.step,
+        WITH_DOP: 2 * plain.forward + base.forward + 2 * learned.step,
     }
     return bench.size * passes[case] / 1e12
 

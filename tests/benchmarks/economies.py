@@ -73,7 +73,7 @@ def banked(bench: Bench) -> Case:
     batch = bench.batch()
     bench.backbone.free("text", "vae")
     bench.adapters(batch)
-    settings = bench.profile.learning.model_copy(update={"original": "frozen"})
+    settings = bench.profile.learning.model_copy(update={"original": "frozen", "dop_weight": None})
     fixed = (torch.randn_like(batch.x_0_BCHW), torch.randn_like(batch.x_0_BCHW))
     loss = pure_learning_loss(bench.backbone, "pure", "extractor", settings)
     return training.step_of(bench, "pure", loss, replace(batch, fixed=fixed))

@@ -8,7 +8,7 @@ from typing import Any
 
 RESOLUTIONS, BATCHES = (1024, 512), (1, 2, 4)
 PLAIN, STAGE_1, FROZEN = "plain LoRA", "stage 1 (extractor)", "stage 2, frozen"
-CASES = (PLAIN, STAGE_1, FROZEN, "stage 2, detached", "stage 2, trainable")
+CASES = (PLAIN, STAGE_1, FROZEN, "stage 2, detached", "stage 2, trainable", "stage 2, frozen, with DOP")
 DRAWN = ("base", "LoRA and embeddings")
 # What trades memory and time; those beyond the first two are measured at the first resolution and batch 2 alone.
 VARIANTS = ("none", "checkpointing", "activations on the host", "int8 base", "compiled")

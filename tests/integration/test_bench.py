@@ -67,6 +67,7 @@ def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
         "stage 2, frozen",
         "stage 2, detached",
         "stage 2, trainable",
+        "stage 2, frozen, with DOP",
         "script-style LoRA",
         "script-style stage 2",
     }

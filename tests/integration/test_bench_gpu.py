@@ -56,7 +56,7 @@ def test_every_cell_is_measured_in_miniature(tmp_path: Path) -> None:
         for case in (
             "plain LoRA",
             "stage 1 (extractor)",
-            *(f"stage 2, {m}" for m in ("frozen", "detached", "trainable")),
+            *(f"stage 2, {m}" for m in ("frozen", "detached", "trainable", "frozen, with DOP")),
         )
     }
     rows = [row for row in written["training"] if row["variant"] not in ("int8 base", "compiled")]
@@ -86,6 +86,7 @@ def test_a_step_does_the_operations_that_are_stated(tmp_path: Path) -> None:
         "stage 2, frozen",
         "stage 2, detached",
         "stage 2, trainable",
+        "stage 2, frozen, with DOP",
     }
     for name, (done, stated) in counted.items():
         assert done == stated, name

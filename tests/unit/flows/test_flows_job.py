@@ -43,7 +43,7 @@ def _keys(job: Job) -> dict[str, str]:
         (["learning.pure.steps=9"], {"pure-learning"}),
         (["learning.references=2"], {"extractor", "pure-learning"}),
         (["learning.lambda_star.per=batch"], {"pure-learning"}),
-        (["learning.dop_weight=1"], {"pure-learning"}),
+        (["learning.dop_weight=0.5"], {"pure-learning"}),
         (["learning.embeddings=single"], {"extractor", "pure-learning"}),
         (["learning.lora.rank=2"], {"pure-learning"}),  # the tiny profile's extractor has embeddings alone
         (["learning.extractor.early_stopping={}"], {"extractor"}),
