@@ -134,6 +134,8 @@ def _sheet(cells: Sequence[Kept]) -> Any:
 def write_report(folder: Path, plan: Plan, facts: Mapping[str, str]) -> dict[str, Path]:
     """The report of what `folder` holds: HTML, Markdown and tables; see `benchmark_report.write_benchmark`."""
     cells = read_cells(folder / CELLS)
+    order = {title: number for number, title in enumerate(plan.variants)}  # of the plan, not of the measuring
+    cells = cells.sort_values("method", key=lambda methods: methods.map(order), kind="stable")
     sensitivities = {}
     for setting, points in plan.sensitivities.items():
         values = {method: value for value, method in points.items()}
