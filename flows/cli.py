@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -148,10 +148,7 @@ def ui(
     from flows.ui import serve
 
     with command(as_json) as output:
-        if not as_json:
-            serve(host, prefect_port=prefect_port, mlflow_port=mlflow_port)
-            return
-        with redirect_stdout(sys.stderr):
+        with nullcontext() if as_json else output.to_stdout():
             serve(host, prefect_port=prefect_port, mlflow_port=mlflow_port)
         output.result({"status": "stopped"}, lambda: None)
 

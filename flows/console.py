@@ -49,22 +49,31 @@ def arguments() -> Iterator[None]:
 
 
 class Output:
-    """Where a command puts its result: one JSON document, or text for a person."""
+    """Where a command puts its result: one JSON document, or text for a person.
+
+    Made before stdout is led elsewhere: what it prints, and that alone, goes there.
+    """
 
     def __init__(self, as_json: bool):
         self.as_json = as_json
         self.written = False
+        self._stream = sys.stdout
+
+    def to_stdout(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside, what is printed belongs to the result."""
+        return contextlib.redirect_stdout(self._stream)
 
     def result(self, value: Any, show: Callable[[], None]) -> None:
         """Print the result: `value` for machines, `show()` for people."""
         global documents
         self.written = True
-        if self.as_json:
-            documents += 1
-            sys.stdout.write(json.dumps(finite(value), indent=2, ensure_ascii=False, default=str) + "\n")
-            sys.stdout.flush()
-        else:
-            show()
+        with self.to_stdout():
+            if self.as_json:
+                documents += 1
+                sys.stdout.write(json.dumps(finite(value), indent=2, ensure_ascii=False, default=str) + "\n")
+                sys.stdout.flush()
+            else:
+                show()
 
 
 def finite(value: Any) -> Any:
@@ -80,11 +89,15 @@ def finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def command(as_json: bool) -> Iterator[Output]:
-    """The frame of every command: errors become a message (or JSON) and an exit code, never a traceback."""
+    """The frame of every command: errors become a message (or JSON) and an exit code, never a traceback.
+
+    stdout holds the result and nothing else: what libraries print there goes to stderr.
+    """
     set_up_logging()
     output = Output(as_json)
     try:
-        yield output
+        with contextlib.redirect_stdout(sys.stderr):
+            yield output
     except (PureCCError, KeyboardInterrupt, OSError) as error:
         raise typer.Exit(report(error, output)) from error
     except (typer.Exit, SystemExit):

@@ -130,6 +130,20 @@ def test_a_promotion_exits_0_and_its_json_has_no_nan(concept: Path, monkeypatch:
     assert "version 3" in purecc("customize", "star").stdout
 
 
+def test_what_libraries_print_is_no_part_of_the_result(concept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def noisy(*arguments: Any) -> Outcome:
+        print("Loading weights from local directory")
+        return PROMOTED
+
+    monkeypatch.setattr(start, "customize", noisy)
+    machine, plain = purecc("customize", "star", "--json"), purecc("customize", "star")
+    assert json.loads(machine.stdout)["status"] == "promoted"
+    assert "version 3" in plain.stdout
+    for result in (machine, plain):
+        assert "Loading weights" in result.stderr
+        assert "Loading weights" not in result.stdout
+
+
 def test_work_that_fails_exits_1(concept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*arguments: Any) -> Outcome:
         raise TrainingDiverged("the loss became nan at step 3")
