@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from components.secrets import redact, split_userinfo
 
-_SECONDS = 10.0
+_SECONDS = 30.0  # a busy server takes its time over a password
 _LONGEST = 100  # characters of a version
 
 
@@ -94,6 +94,8 @@ def _probe(
         hostname = "host" in text.lower()
         problem = "it does not answer under this name" if hostname else f"{user or 'nobody'} may not read it"
         return Finding(f"{shown}: {problem}", mend=host if hostname else password)
+    if status == 0 or status >= 500:  # 404 is an answer: what was asked for may have been deleted
+        return Finding(f"{shown}{private}: {text}", mend=start)
     status, text = _get(address + version, headers)
     theirs = _version(text) if status == 200 else None
     ours = importlib.metadata.version(package)

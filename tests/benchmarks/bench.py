@@ -27,7 +27,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 import components.quiet  # noqa: E402, F401  (before every dependency)
 
-PARTS = ("training", "settings", "memory", "sampling", "evaluation", "tracking", "pipeline")
+PARTS = ("training", "settings", "memory", "sampling", "onnx", "evaluation", "tracking", "pipeline")
 # Settings under which everything runs once in a minute or two.
 MINIATURE = [
     "learning.batch_size=2",
@@ -78,6 +78,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     os.environ["PURECC_HOME"] = str(project)
     import drawing
     import economies
+    import exported
     import judging
     import pipeline
     import training
@@ -104,6 +105,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             found += memory(options, folder, list(training.cases_of(work, profile)))
         elif part == "sampling":
             found += drawing.measure(work, profile, max(2, rounds // 4))
+        elif part == "onnx":
+            found += exported.measure(work, profile, max(2, rounds // 4))
         elif part == "evaluation":
             found += judging.measure(work, profile, max(2, rounds // 4), pictures)
         elif part == "tracking":

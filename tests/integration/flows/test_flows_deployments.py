@@ -13,7 +13,7 @@ from prefect_site import Site, micro, running_site, stop, wait_until
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[3]
-INTERVAL = 5
+INTERVAL = 20
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ def backbone(micro_family: Path) -> SD3Backbone:
 MICRO: dict[str, Any] = {
     "learning": {
         "batch_size": 2,
+        "dop_weight": None,
         "extractor": {"steps": 6, "lora_learning_rate": 0.01},
         "pure": {"steps": 6, "lora_learning_rate": 0.01, "weight_learning_rate": 0.01},
         "prior": {"images": 3, "sampling": {"steps": 2, "batch_size": 2}},
@@ -69,7 +70,7 @@ def _merge(content: dict[str, Any], changes: dict[str, Any]) -> None:
 
 @pytest.fixture
 def profile(micro_family: Path, project: Path) -> Callable[..., Profile]:
-    """`profile("learning.eta=2", ...)`: the tiny profile on the micro family, few steps."""
+    """`profile("learning.eta=2", ...)`: the tiny profile on the micro family, few steps, and the paper's loss alone."""
     file = project / "profiles" / "tiny.yaml"
     content = yaml.safe_load(file.read_text())
     _merge(content, {"base": {"path": str(micro_family)}, **MICRO})

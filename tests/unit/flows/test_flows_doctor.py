@@ -64,14 +64,14 @@ def data_project(versioned: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[int], str]]:
-    """Start a web server that answers every request with one status; gives its address."""
+def serve() -> Iterator[Callable[..., str]]:
+    """Start a web server that answers every request, but for that of its health, with one status; gives its address."""
     servers: list[http.server.HTTPServer] = []
 
-    def start(status: int) -> str:
+    def start(status: int, *, health: int | None = None) -> str:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.send_response(status)
+                self.send_response(health if health is not None and self.path.endswith("/health") else status)
                 self.end_headers()
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
@@ -221,7 +221,7 @@ def test_server_that_does_not_answer_is_found(
     variable: str,
     password: str,
     project: Path,
-    serve: Callable[[int], str],
+    serve: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN", "PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"):
@@ -230,6 +230,8 @@ def test_server_that_does_not_answer_is_found(
     fails(check(project), detail="http://127.0.0.1:9/health", mend=f"unset {variable}")
     monkeypatch.setenv(variable, serve(500))
     fails(check(project), detail="500", mend=f"unset {variable}")
+    monkeypatch.setenv(variable, serve(503, health=200))
+    fails(check(project), detail="503", mend=f"unset {variable}")
     monkeypatch.setenv(variable, serve(200))
     assert check(project).ok
     asks = serve(401)

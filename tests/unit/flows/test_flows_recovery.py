@@ -15,26 +15,25 @@ from components.tracking.liveness import ProcessIdentity
 from components.tracking.store import is_away
 from flows import concept_runs, recovery
 
-NOW = datetime.now(UTC)
-LONG_AGO = NOW - timedelta(seconds=liveness.SILENCE + 60)
+NOW, LONG_AGO = timedelta(), timedelta(seconds=liveness.SILENCE + 60)  # before the test, which may run long after this
 HERE = liveness.this_process()
 DEAD = ProcessIdentity(HERE.host, HERE.pid, "1")
 ELSEWHERE = ProcessIdentity("another/boot/1", 1, "1")
 
 
 def run(
-    identity: ProcessIdentity | None, *, worker: str | None = "w", pool: str | None = "pool", since: Any = NOW
+    identity: ProcessIdentity | None, *, worker: str | None = "w", pool: str | None = "pool", since: timedelta = NOW
 ) -> Any:
     tags = [] if identity is None else [f"process:{identity.host}:{identity.pid}:{identity.started}"]
     labels = {} if worker is None else {"prefect.worker.name": worker}
     return SimpleNamespace(tags=tags, labels=labels, work_pool_name=pool, state=SimpleNamespace(timestamp=since))
 
 
-def client(status: str = "ONLINE", heard: datetime = NOW, kind: str = "process") -> Any:
-    workers = [SimpleNamespace(name="w", status=status, last_heartbeat_time=heard)]
-    return SimpleNamespace(
-        read_work_pool=lambda name: SimpleNamespace(type=kind), read_workers_for_work_pool=lambda name: workers
-    )
+def client(status: str = "ONLINE", heard: timedelta = NOW, kind: str = "process") -> Any:
+    def workers(pool: str) -> list[Any]:
+        return [SimpleNamespace(name="w", status=status, last_heartbeat_time=datetime.now(UTC) - heard)]
+
+    return SimpleNamespace(read_work_pool=lambda name: SimpleNamespace(type=kind), read_workers_for_work_pool=workers)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +54,7 @@ def client(status: str = "ONLINE", heard: datetime = NOW, kind: str = "process")
     ],
 )
 def test_a_flow_run_is_dead_when_its_process_or_its_worker_is(flow_run: Any, server: Any, dead: bool) -> None:
+    flow_run.state.timestamp = datetime.now(UTC) - flow_run.state.timestamp
     assert recovery._is_dead(flow_run, server) is dead
 
 
