@@ -32,7 +32,7 @@ def test_an_embedded_run_that_was_killed_ends_as_one_that_was_not(micro_family: 
 def test_a_run_on_servers_and_workers_that_was_killed_ends_as_one_that_was_not(
     micro_family: Path, tmp_path: Path
 ) -> None:
-    planned = [Moment("machine", "promotion", 0.0)]
+    planned = [Moment("machine", "checkpoint", 0.0)]
     with kill_table.made(tmp_path, 1, embedded=False, family=micro_family) as site:
         rows = kill_table.run(site, planned)
     assert [row.problems for row in rows] == [[]]
