@@ -53,7 +53,7 @@ def test_cases_take_turns_and_a_slow_round_cancels_out() -> None:
 @pytest.mark.slow
 def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "bench.py"), "--miniature", "--out", str(tmp_path / "bench.json")]
-    command += ["--only", "training,settings,sampling,onnx,evaluation,tracking"]
+    command += ["--only", "training,settings,sampling,evaluation,tracking"]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
@@ -77,7 +77,6 @@ def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
         "settings",
         "sampling",
         "adapter",
-        "ONNX Runtime",
         "evaluation",
         "tracking",
     }
