@@ -77,7 +77,7 @@ def add(
             texts=None if text is None else [text] * len(images),
             check=_check(settings),
         )
-        _added(folder, output)
+        _added(folder, output, profile, overrides or [])
 
 
 @app.command("import")
@@ -109,7 +109,7 @@ def import_path(
             texts=text,
             check=_check(settings),
         )
-        _added(folder, output)
+        _added(folder, output, profile, overrides or [])
 
 
 @app.command()
@@ -171,7 +171,9 @@ def _require_versions() -> None:
     versions.require_project(project_root())
 
 
-def _added(folder: Path, output: Any) -> None:
+def _added(folder: Path, output: Any, profile: str, overrides: list[str]) -> None:
+    import shlex
+
     from components.concepts import store, versions
     from components.settings import project_root
 
@@ -185,7 +187,9 @@ def _added(folder: Path, output: Any) -> None:
             f"{escape(folder.name)}: {count} images in {escape(relative(folder, root))}, texts in metadata.jsonl"
         )
         stdout.print(f"data is versioned in {version.pointer}: commit it, and `dvc push` for others")
-        stdout.print(f"next: purecc customize {escape(folder.name)}")
+        given = [] if profile == DEFAULT_PROFILE else ["--profile", profile]
+        given += [part for override in overrides for part in ("--set", override)]
+        stdout.print(f"next: purecc customize {escape(shlex.join([folder.name, *given]))}", soft_wrap=True)
 
     output.result(facts, say)
 

@@ -63,6 +63,26 @@ def micro_family(session_folder: Path) -> Path:
     return made_once(session_folder / "micro-family", lambda folder: create_untrained(folder, size="micro", seed=0))
 
 
+@pytest.fixture(scope="session")
+def prefect_home(session_folder: Path) -> Path:
+    """What a Prefect server makes when it first starts, which takes it longer than all of a small run: its tables."""
+    from flows.engine import EmbeddedServer, connected
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PREFECT_HOME", str(folder))
+            patch.delenv("PREFECT_API_URL", raising=False)
+            server = EmbeddedServer(folder.parent / "prefect-of-session")
+            try:
+                server.start()
+                with connected(server):
+                    pass
+            finally:
+                server.stop()
+
+    return made_once(session_folder / "prefect-home", make)
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project folder of its own (profiles and pyproject.toml, no data, no models) that the settings resolve to."""

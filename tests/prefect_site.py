@@ -81,8 +81,14 @@ def make_deployable(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def running_site(project: MicroProject, folder: Path) -> Iterator[Site]:
-    """A project with a server of its own that runs schedules, and a work pool."""
+def running_site(project: MicroProject, folder: Path, home: Path | None = None) -> Iterator[Site]:
+    """A project with a server of its own that runs schedules, and a work pool.
+
+    Args:
+        home: files of Prefect to begin with; None: an empty folder.
+    """
+    if home is not None:
+        shutil.copytree(home, folder / "prefect")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

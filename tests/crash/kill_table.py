@@ -3,6 +3,9 @@
     python tests/crash/kill_table.py --kills 30 --seed 0 --out docs/crashes.md
     python tests/crash/kill_table.py --kills 30 --embedded
 
+With --out the rows are also kept as JSON beside the page, and a table that was cut off goes on where it was, as long as
+an undisturbed run still comes to the same champions.
+
 Four concepts on untrained micro models; Prefect and MLflow over HTTP on PostgreSQL with two workers, or everything
 embedded. Each row is one kill -9: of a worker's process, of a worker with all that it runs, of the process that trains,
 of the run that dispatches, of the MLflow server, of PostgreSQL. Half of the moments are drawn from the length of an
@@ -25,12 +28,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
+from components.files import write_json, write_text  # noqa: E402
 from crash.sites import PLACES, Site, server_site  # noqa: E402  (found by the line before, in a program)
 from crash.state import State, leftovers, state_of  # noqa: E402
 
@@ -104,7 +108,7 @@ def ended(process: subprocess.Popen[bytes], problems: list[str], what: str) -> i
         return None
 
 
-def kill_once(site: Site, number: int, moment: Moment, undisturbed: State, source: random.Random) -> Row:
+def kill_once(site: Site, number: int, moment: Moment, expected: State, source: random.Random) -> Row:
     """One kill in a fresh project, one plain run after it, and the comparison."""
     site.fresh()
     run = site.start()
@@ -126,7 +130,7 @@ def kill_once(site: Site, number: int, moment: Moment, undisturbed: State, sourc
     if again != 0:
         problems.append("the run again did not complete")
     try:
-        problems += state_of(site.root).differences(undisturbed)
+        problems += state_of(site.root).differences(expected)
         problems += leftovers(site.root) + site.left_open()
     except Exception as error:  # the row says it
         problems.append(f"{type(error).__name__}: {error}")
@@ -134,33 +138,68 @@ def kill_once(site: Site, number: int, moment: Moment, undisturbed: State, sourc
     return Row(number, moment, after, killed, code, again, problems)
 
 
+@dataclass(frozen=True)
+class Calm:
+    """A run that nothing disturbed: what it left, and how long it took."""
+
+    state: State
+    seconds: float
+
+
+def undisturbed(site: Site) -> Calm:
+    """Run once without a kill."""
+    site.fresh()
+    begun = time.monotonic()
+    assert site.start().wait() == 0, site.log.read_text()[-3000:]
+    return Calm(state_of(site.root), time.monotonic() - begun)
+
+
 def run(
-    site: Site, planned: list[Moment] | int, *, seed: int = 0, out: Path | None = None, title: str = ""
+    site: Site,
+    planned: list[Moment] | int,
+    *,
+    seed: int = 0,
+    out: Path | None = None,
+    title: str = "",
+    calm: Calm | None = None,
 ) -> list[Row]:
     """All rows; each is printed as soon as it is there, and the file `out` holds those that are.
 
     Args:
         planned: the moments, or how many to draw from the seed.
+        calm: what to compare with, of any site with the same project; None: an undisturbed run of this one.
     """
-    site.fresh()
-    begun = time.monotonic()
-    assert site.start().wait() == 0, site.log.read_text()[-3000:]
-    seconds = time.monotonic() - begun
-    undisturbed = state_of(site.root)
-    first = f"undisturbed: {seconds:.0f} s, {json.dumps(undisturbed.champions)}\n\n{HEAD}"
+    calm = calm or undisturbed(site)
+    first = f"undisturbed: {calm.seconds:.0f} s, {json.dumps(calm.state.champions)}\n\n{HEAD}"
     print(first, flush=True)
-    source = random.Random(seed)
+    rows, seconds = ([], calm.seconds) if out is None else kept_rows(out, title, calm)
     if isinstance(planned, int):
-        planned = list(moments(seconds, planned, site.targets, source))
-    rows: list[Row] = []
-    for number, moment in enumerate(planned, 1):
-        rows.append(kill_once(site, number, moment, undisturbed, source))
+        planned = list(moments(seconds, planned, site.targets, random.Random(seed)))
+    for row in rows:
+        print(row, flush=True)
+    for number, moment in list(enumerate(planned, 1))[len(rows) :]:
+        rows.append(kill_once(site, number, moment, calm.state, random.Random(f"{seed}/{number}")))
         print(rows[-1], flush=True)
         if rows[-1].problems:  # kept for whoever looks into it
             shutil.copytree(site.root, site.root.parent / f"failed-{number}", symlinks=True, dirs_exist_ok=True)
         if out is not None:
-            out.write_text(page(rows, seconds, title), encoding="utf-8")
+            facts = {"title": title, "champions": calm.state.champions, "seconds": seconds}
+            facts["rows"] = [asdict(row) for row in rows]
+            write_json(out.with_suffix(".json"), facts)
+            write_text(out, page(rows, seconds, title))
     return rows
+
+
+def kept_rows(out: Path, title: str, calm: Calm) -> tuple[list[Row], float]:
+    """The rows that a table has already, and the length of the run from which its moments were drawn."""
+    file = out.with_suffix(".json")
+    if not file.is_file():
+        return [], calm.seconds
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    champions = {name: tuple(champion) for name, champion in facts["champions"].items()}
+    if facts["title"] != title or champions != calm.state.champions:
+        return [], calm.seconds
+    return [Row(**{**row, "moment": Moment(**row["moment"])}) for row in facts["rows"]], facts["seconds"]
 
 
 def page(rows: list[Row], seconds: float, title: str) -> str:
@@ -181,8 +220,15 @@ def page(rows: list[Row], seconds: float, title: str) -> str:
 
 
 @contextlib.contextmanager
-def made(folder: Path, concepts: int, *, embedded: bool, family: Path | None = None) -> Iterator[Site]:
-    """A site with a project of so many concepts."""
+def made(
+    folder: Path, concepts: int, *, embedded: bool, family: Path | None = None, prefect_home: Path | None = None
+) -> Iterator[Site]:
+    """A site with a project of so many concepts.
+
+    Args:
+        family: models to use; None: they are made.
+        prefect_home: files of an embedded Prefect to begin with; None: each row's first run makes them.
+    """
     import small_project
 
     if family is None:
@@ -194,6 +240,8 @@ def made(folder: Path, concepts: int, *, embedded: bool, family: Path | None = N
     template.mkdir(parents=True)
     small_project.build(template, family, dict(list(CONCEPTS.items())[:concepts]))
     if embedded:
+        if prefect_home is not None:
+            shutil.copytree(prefect_home, template / ".purecc" / "prefect")
         with contextlib.closing(Site(template, folder / "project")) as embedded_site:
             yield embedded_site
         return

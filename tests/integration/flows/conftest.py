@@ -14,17 +14,23 @@ from small_project import MicroProject, build
 
 
 @pytest.fixture(scope="session")
-def micro_template(session_folder: Path, micro_family: Path) -> Path:
+def micro_template(session_folder: Path, micro_family: Path, prefect_home: Path) -> Path:
     """A project in which nothing ran yet. Do not write into it."""
-    return made_once(session_folder / "micro-project", lambda folder: build(folder, micro_family))
+
+    def make(folder: Path) -> None:
+        build(folder, micro_family)
+        shutil.copytree(prefect_home, folder / ".purecc" / "prefect")
+
+    return made_once(session_folder / "micro-project", make)
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def prefect_api(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> Iterator[None]:
     """One Prefect server for all commands that run in this process."""
     from flows.engine import EmbeddedServer, connected
 
     root = tmp_path_factory.mktemp("prefect")
+    shutil.copytree(prefect_home, root / "home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(root / "home"))
         patch.delenv("PREFECT_API_URL", raising=False)
@@ -65,12 +71,13 @@ SEVERAL = {"spotted_star": "star", "ball": "circle", "wash": "style", "dwarf": "
 
 
 @pytest.fixture(scope="session")
-def several_template(session_folder: Path, micro_family: Path) -> tuple[Path, dict[str, Any]]:
+def several_template(session_folder: Path, micro_family: Path, prefect_home: Path) -> tuple[Path, dict[str, Any]]:
     """A project of several concepts, one of them with pictures that are too small, after one `continual`."""
     said = session_folder / "several-project.json"
 
     def make(folder: Path) -> None:
         build(folder, micro_family, SEVERAL)
+        shutil.copytree(prefect_home, folder / ".purecc" / "prefect")
         _after(folder, said, "continual")
 
     return made_once(session_folder / "several-project", make), json.loads(said.read_text())

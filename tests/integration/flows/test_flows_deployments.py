@@ -17,9 +17,9 @@ INTERVAL = 20
 
 
 @pytest.fixture
-def site(customized: Any, tmp_path: Path) -> Iterator[Site]:
+def site(customized: Any, tmp_path: Path, prefect_home: Path) -> Iterator[Site]:
     """A customized project with a server of its own."""
-    with running_site(customized, tmp_path) as found:
+    with running_site(customized, tmp_path, prefect_home) as found:
         yield found
 
 
