@@ -107,7 +107,7 @@ def _at_most(value: float | None, limit: float) -> bool:
 def _absence(metric: str, metrics: Mapping[str, float]) -> str:
     if metric in metrics:
         return f"is {metrics[metric]}"
-    near = difflib.get_close_matches(metric, metrics, n=1)
+    near = difflib.get_close_matches(metric, metrics, n=1, cutoff=0.9)  # metrics have names that are much alike
     return f"was not measured (did you mean {near[0]}?)" if near else "was not measured"
 
 

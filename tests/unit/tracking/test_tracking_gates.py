@@ -44,6 +44,8 @@ def test_a_missing_metric_fails_and_the_name_that_was_meant_is_said() -> None:
     report = judge({"fidelity/clip_i": 0.9}, {"fidelity/clip-i": Gate()})
     assert not report.passed
     assert "was not measured (did you mean fidelity/clip_i?)" in report.refusal
+    other = judge({"preservation/prior_pickscore_delta": 0.9}, {"preservation/prior_accuracy_delta": Gate()})
+    assert "was not measured, needs" in other.refusal  # another metric, whose evaluator could not judge
 
 
 def test_the_refusal_names_each_failed_gate_with_value_and_bound() -> None:
