@@ -18,10 +18,10 @@ MARK := $(VENV)/.installing
 SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 
 # One thread per process: the processes of a test run share the cores, and the results do not depend on their number.
-test bench: export OMP_NUM_THREADS := 1
+test test-all bench: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench bench-gpu ui doctor clean
+.PHONY: help install demo test test-all check format bench bench-gpu ui doctor clean
 
 help: ## show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -33,7 +33,10 @@ demo: $(STAMP) ## one shipped concept, from its folder to a champion adapter
 
 # In the order of the folders: by default files with many tests go first, and the longest, which have few, end the run
 # on one core.
-test: $(STAMP) ## all tests
+test: $(STAMP) ## the tests
+	$(BIN)/python -m pytest -m 'not long' $(TESTS) -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test-all: $(STAMP) ## and those that show the same in another way
 	$(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) ## format, lint, types, import rules

@@ -19,6 +19,7 @@ from flows import recovery, stages
 from flows.console import stderr
 from flows.engine import connected, connected_with_threads, prefect_server, prepare_environment
 from flows.job import Job, load_job
+from flows.locks import open_shared_store
 from flows.outcome import GatesRefused, Outcome
 
 
@@ -41,6 +42,7 @@ def customize(name: str, profile: str, overrides: Sequence[str] = (), *, anew: b
         from flows.customize import customize as flow
 
         recovery.recover(job.root)
+        open_shared_store(job.root)  # a project's first makes its tables, as the server makes its own meanwhile
         with connected(server):
             recovery.close_dead_flow_runs()
             return Outcome(**flow(name, profile, list(overrides)))

@@ -46,6 +46,7 @@ def test_an_embedded_run_that_was_killed_ends_as_one_that_was_not(embedded: Site
     assert all(row.killed and row.again == 0 for row in rows)
 
 
+@pytest.mark.long
 def test_a_run_on_servers_and_workers_that_was_killed_ends_as_one_that_was_not(
     micro_family: Path, tmp_path: Path, calm: Calm
 ) -> None:

@@ -84,11 +84,13 @@ def test_a_run_that_finds_no_room_goes_on_when_there_is_some(customized: Any) ->
     ("folder", "room"),
     [
         (".purecc/artifacts", 128 * KIB),
-        (".purecc/artifacts", 300 * KIB),  # the adapters find room, the evaluation does not
-        (".purecc/work", 16 * KIB),  # the checkpoints of these models are small
-        (".purecc/reports", 128 * KIB),
+        # the adapters find room, the evaluation does not
+        pytest.param(".purecc/artifacts", 300 * KIB, marks=pytest.mark.long),
+        # the checkpoints of these models are small
+        pytest.param(".purecc/work", 16 * KIB, marks=pytest.mark.long),
+        pytest.param(".purecc/reports", 128 * KIB, marks=pytest.mark.long),
         ("mlruns", 128 * KIB),
-        ("mlruns", 2048 * KIB),
+        pytest.param("mlruns", 2048 * KIB, marks=pytest.mark.long),
     ],
 )
 def test_a_folder_without_room_is_named_and_the_run_goes_on_when_there_is_some(

@@ -66,7 +66,9 @@ def test_no_process_is_left_and_the_next_run_goes_on(customized: Any, number: si
     assert "KILLED" in ended
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL], ids=lambda number: number.name
+)
 def test_the_cells_of_a_benchmark_end_with_it(customized: Any, number: signal.Signals) -> None:
     """At once: nobody waits for the minutes that a running cell still takes."""
     root = customized.root

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from components.tracking import registry
 from components.tracking.store import Store, open_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def torchrun(project: Any, count: int, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -115,7 +115,7 @@ def answer_when_paused(answer: dict[str, Any], process: Any) -> None:
     resume_flow_run(found[0].id, run_input=answer)
 
 
-@pytest.mark.parametrize("approve", [True, False])
+@pytest.mark.parametrize("approve", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_person_is_asked_before_the_alias_moves(customized: Any, approve: bool) -> None:
     from prefect.settings import PREFECT_API_URL
 

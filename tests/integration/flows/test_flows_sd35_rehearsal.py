@@ -158,6 +158,7 @@ def test_a_published_csv_goes_the_whole_way(rehearsal: Any, tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_api")
+@pytest.mark.long
 def test_a_dreambooth_folder_goes_the_whole_way_by_full_fine_tuning(rehearsal: Any, tmp_path: Path) -> None:
     photos(tmp_path / "circle6")
     profile = ("--profile", "sd35-medium")

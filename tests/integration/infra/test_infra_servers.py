@@ -211,6 +211,7 @@ def test_a_server_without_its_secret_does_not_start(servers: Stack) -> None:
     assert "MLFLOW_AUTH_ADMIN_PASSWORD_FILE" in done.stderr
 
 
+@pytest.mark.long
 def test_of_promoters_on_several_hosts_the_best_wins_and_none_is_lost(
     servers: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
