@@ -71,7 +71,8 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[Path, str, list[
     return project, "micro", [*MINIATURE, *options.overrides]
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(options: argparse.Namespace, folder: Path, out: Path) -> dict[str, Any]:
+    """Measure the wanted parts; what is there of them is written to `out` after each."""
     import torch
 
     project, name, overrides = prepare(options, folder)
@@ -84,6 +85,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import training
     from measuring import Row, machine
 
+    from components.files import write_json
     from components.settings import load_profile
 
     profile = load_profile(name, overrides)
@@ -94,6 +96,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if options.memory_of:
         return {"peak_mib": training.memory(work, profile, options.memory_of)}
     found: list[Row] = []
+    facts: dict[str, Any] = {}
     device = training.Bench(work, profile).backbone.device
     for part in wanted:
         print(f"{part} ...", file=sys.stderr, flush=True)
@@ -116,15 +119,17 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             where = project if options.miniature else pipeline.clone(folder / "clone")
             concept = "spotted_star" if options.miniature else "striped_star"
             found += pipeline.measure(where, concept, name, overrides)
-    return {
-        "machine": machine(device),
-        "profile": name,
-        "overrides": overrides,
-        "miniature": options.miniature,
-        "torch_cuda": torch.version.cuda,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "rows": [row.to_json() for row in found],
-    }
+        facts = {
+            "machine": machine(device),
+            "profile": name,
+            "overrides": overrides,
+            "miniature": options.miniature,
+            "torch_cuda": torch.version.cuda,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "rows": [row.to_json() for row in found],
+        }
+        write_json(out, facts)
+    return facts
 
 
 def memory(options: argparse.Namespace, folder: Path, names: list[str]) -> list[Any]:
@@ -149,18 +154,15 @@ def memory(options: argparse.Namespace, folder: Path, names: list[str]) -> list[
 
 def main() -> None:
     options = arguments()
+    out = options.out or REPOSITORY / ".purecc" / "bench" / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
     with tempfile.TemporaryDirectory(prefix="purecc-bench-") as temporary:
-        found = measure(options, Path(os.environ.get("BENCH_FOLDER", temporary)))
+        found = measure(options, Path(os.environ.get("BENCH_FOLDER", temporary)), out)
     if options.memory_of:
         print(json.dumps(found))
         return
     import tables
 
     print(tables.bench_table(found["rows"]))
-    out = options.out or REPOSITORY / ".purecc" / "bench" / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
-    from components.files import write_json
-
-    write_json(out, found)
     print(f"written to {out}", file=sys.stderr)
     if options.document:
         tables.write(options.document, found)
