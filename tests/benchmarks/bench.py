@@ -28,6 +28,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 import components.quiet  # noqa: E402, F401  (before every dependency)
 
 PARTS = ("training", "settings", "memory", "sampling", "onnx", "evaluation", "tracking", "pipeline")
+LEAST = 2.0  # seconds that a case lasts in a round
 # Settings under which everything runs once in a minute or two.
 MINIATURE = [
     "learning.batch_size=2",
@@ -90,6 +91,7 @@ def measure(options: argparse.Namespace, folder: Path, out: Path) -> dict[str, A
 
     profile = load_profile(name, overrides)
     wanted, rounds = options.only.split(","), 2 if options.miniature else options.rounds
+    few, least = max(2, rounds // 4), 0.0 if options.miniature else LEAST
     pictures = 4 if options.miniature else options.pictures
     work = folder / "work"
     work.mkdir(exist_ok=True)
@@ -107,14 +109,14 @@ def measure(options: argparse.Namespace, folder: Path, out: Path) -> dict[str, A
         elif part == "memory":
             found += memory(options, folder, list(training.cases_of(work, profile)))
         elif part == "sampling":
-            found += drawing.measure(work, profile, max(2, rounds // 4))
+            found += drawing.measure(work, profile, few, least)
         elif part == "onnx":
-            found += exported.measure(work, profile, max(2, rounds // 4))
+            found += exported.measure(work, profile, few, least)
         elif part == "evaluation":
-            found += judging.measure(work, profile, max(2, rounds // 4), pictures)
+            found += judging.measure(work, profile, few, least, pictures)
         elif part == "tracking":
             step = training.ours(training.Bench(work, profile))[training.PLAIN]
-            found += pipeline.tracking(step, max(2, rounds // 4), device)
+            found += pipeline.tracking(step, few, least, device)
         elif part == "pipeline":
             where = project if options.miniature else pipeline.clone(folder / "clone")
             concept = "spotted_star" if options.miniature else "striped_star"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from components.files import atomic_folder
 from components.settings import Profile
 
 
-def measure(folder: Path, profile: Profile, rounds: int) -> list[Row]:
-    """Sampling with the profile's steps and guidance, then saving and loading."""
+def measure(folder: Path, profile: Profile, rounds: int, least: float) -> list[Row]:
+    """Sampling with the profile's steps and guidance, then saving and loading; cases last `least` seconds a round."""
     bench = Bench(folder, profile)
     bench.adapters(bench.batch())
     backbone, sampling = bench.backbone, profile.evaluation.sampling
@@ -34,14 +35,12 @@ def measure(folder: Path, profile: Profile, rounds: int) -> list[Row]:
         )
 
     names = {"base": None, "LoRA": "lora", "LoRA and embeddings": "pure"}
-    cases, items = {}, {}
-    for size in sizes:
-        for name, adapter in names.items():
-            case = f"{name}, batch {size}"
-            cases[case] = lambda size=size, adapter=adapter: draw(size, adapter)
-            items[case] = size
     now = clock(backbone.device)
-    found = rows("sampling", interleaved(cases, rounds, now), f"base, batch {sizes[-1]}", items=items)
+    found = []
+    for size in sizes:
+        cases = {f"{name}, batch {size}": functools.partial(draw, size, adapter) for name, adapter in names.items()}
+        seconds = interleaved(cases, rounds, now, least=least)
+        found += rows("sampling", seconds, f"base, batch {size}", items=size)
 
     saved = folder / "saved"
     _save(bench, saved / "first")
@@ -54,7 +53,7 @@ def measure(folder: Path, profile: Profile, rounds: int) -> list[Row]:
         backbone.load_adapter(saved / "first", "loaded")
         backbone.remove_adapter("loaded")
 
-    return [*found, *rows("adapter", interleaved({"save": save, "load": load}, rounds, now), "save")]
+    return [*found, *rows("adapter", interleaved({"save": save, "load": load}, rounds, now, least=least), "save")]
 
 
 def _save(bench: Bench, target: Path) -> None:

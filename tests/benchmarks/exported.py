@@ -20,7 +20,7 @@ from components.settings import Profile
 TORCH = "torch"
 
 
-def measure(folder: Path, profile: Profile, rounds: int) -> list[Row]:
+def measure(folder: Path, profile: Profile, rounds: int, least: float) -> list[Row]:
     """Whole pictures, texts encoded and decoded, on the same prompts, seeds and settings; and the two exports."""
     bench = Bench(folder, profile)
     backbone, sampling = bench.backbone, profile.evaluation.sampling
@@ -59,7 +59,7 @@ def measure(folder: Path, profile: Profile, rounds: int) -> list[Row]:
             f"folded, batch {size}": functools.partial(by_onnx, alone, size, None),
             f"adapter at run time, batch {size}": functools.partial(by_onnx, shared, size, concept),
         }
-        seconds = interleaved(cases, rounds, clock(backbone.device))
+        seconds = interleaved(cases, rounds, clock(backbone.device), least=least)
         notes = {name: provider for name in cases if name != against}
         found += rows("ONNX Runtime", seconds, against, items=dict.fromkeys(cases, size), notes=notes)
     return [

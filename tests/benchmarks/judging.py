@@ -16,7 +16,7 @@ from components.evaluation.segmentation import paint, seg_cons
 from components.settings import Profile, project_root
 
 
-def measure(folder: Path, profile: Profile, rounds: int, count: int) -> list[Row]:
+def measure(folder: Path, profile: Profile, rounds: int, least: float, count: int) -> list[Row]:
     """Each evaluator on the same `count` pictures of the base."""
     bench = Bench(folder, profile)
     backbone, sampling = bench.backbone, profile.evaluation.sampling
@@ -58,5 +58,5 @@ def measure(folder: Path, profile: Profile, rounds: int, count: int) -> list[Row
         cases["oracle"] = lambda: preservation.judge(oracle, pictures)
     for name, scorer in judges.preferences.items():
         cases[name] = lambda scorer=scorer: scorer.score(pictures, texts)
-    seconds = interleaved(cases, rounds, clock(backbone.device))
+    seconds = interleaved(cases, rounds, clock(backbone.device), least=least)
     return rows("evaluation", seconds, "drawing", items=count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import statistics
@@ -20,6 +21,8 @@ from components.provenance import library_versions
 
 Case = Callable[[], object]
 Clock = Callable[[], float]
+
+MOST_REPEATS = 10_000
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,27 @@ def clock(device: torch.device) -> Clock:
     return now
 
 
-def interleaved(cases: Mapping[str, Case], rounds: int, now: Clock, *, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each case in each round; every other round in reverse, so that none always follows the same one."""
+def interleaved(
+    cases: Mapping[str, Case], rounds: int, now: Clock, *, warm_up: int = 1, least: float = 0.0
+) -> dict[str, list[float]]:
+    """Seconds of each case in each round; every other round in reverse, so that none always follows the same one.
+
+    Args:
+        least: seconds that a case lasts in a round at least, by being repeated: a single short one is mostly noise.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
+    repeats = dict.fromkeys(cases, 1)
     for number in range(warm_up + rounds):
         order = list(cases.items())
         for name, case in order if number % 2 == 0 else order[::-1]:
             start = now()
-            case()
+            for _ in range(repeats[name]):
+                case()
+            each = (now() - start) / repeats[name]
             if number >= warm_up:
-                seconds[name].append(now() - start)
+                seconds[name].append(each)
+            elif each < least:
+                repeats[name] = min(MOST_REPEATS, math.ceil(least / max(each, least / MOST_REPEATS)))
     return seconds
 
 

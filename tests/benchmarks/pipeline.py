@@ -156,7 +156,7 @@ def _children(project: Path, concept: str, parent: str) -> dict[str, tuple[float
     }
 
 
-def tracking(step: Case, rounds: int, device: torch.device) -> list[Row]:
+def tracking(step: Case, rounds: int, least: float, device: torch.device) -> list[Row]:
     """A hundred steps' metrics in the embedded store, beside keeping nothing and beside a hundred plain LoRA steps."""
     folder = Path(tempfile.mkdtemp(prefix="purecc-bench-"))
     try:
@@ -179,6 +179,6 @@ def tracking(step: Case, rounds: int, device: torch.device) -> list[Row]:
 
         name = f"{STEPS} plain LoRA steps"
         cases = {name: steps, f"tracking {STEPS} steps": tracked, "keeping nothing": untracked}
-        return rows("tracking", interleaved(cases, rounds, clock(device)), name)
+        return rows("tracking", interleaved(cases, rounds, clock(device), least=least), name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

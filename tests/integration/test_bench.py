@@ -50,6 +50,21 @@ def test_cases_take_turns_and_a_slow_round_cancels_out() -> None:
     assert second.per_second == pytest.approx(30 / 16.5)
 
 
+def test_a_short_case_is_repeated_until_a_round_of_it_lasts() -> None:
+    now, calls = 0.0, {"long": 0, "short": 0}
+
+    def case(name: str, seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        calls[name] += 1
+
+    cases = {"long": lambda: case("long", 3.0), "short": lambda: case("short", 0.3)}
+    seconds = measuring.interleaved(cases, 2, lambda: now, least=2.0)
+    assert calls == {"long": 3, "short": 1 + 2 * 7}  # 7 times 0.3 s are the first to be 2 s
+    assert seconds["long"] == pytest.approx([3.0, 3.0])
+    assert seconds["short"] == pytest.approx([0.3, 0.3])
+
+
 @pytest.mark.slow
 def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "bench.py"), "--miniature", "--out", str(tmp_path / "bench.json")]
