@@ -121,13 +121,8 @@ def measure(project: Path, concept: str, profile: str, overrides: Sequence[str])
         *(row(f"of it {name}", end - start, first.seconds) for name, (start, end) in children.items()),
         Row("pipeline", "pairs of it", pairs, "pairs", per_second=pairs / (evaluation_end - evaluation_start)),
         row("of it overhead", first.seconds - inside, first.seconds, f"less {names}"),
-        row("unchanged customize", again.seconds, first.seconds),
-        row(
-            "to the end of a first step",
-            step_end - single.started,
-            first.seconds,
-            "imports, texts, images, its adapter",
-        ),
+        row("unchanged customize", again.seconds),
+        row("to the end of a first step", step_end - single.started, note="imports, texts, images, its adapter"),
         Row("pipeline", "peak memory of customize", first.peak_mib, "MiB", note="all of its processes together"),
     ]
 
