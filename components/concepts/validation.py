@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -17,22 +16,19 @@ import great_expectations as gx
 import pandas as pd
 from great_expectations.core import ExpectationSuiteValidationResult
 from great_expectations.data_context.data_context.ephemeral_data_context import EphemeralDataContext
-from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.expectations.core.expect_column_values_to_be_between import ExpectColumnValuesToBeBetween
 from great_expectations.expectations.core.expect_column_values_to_be_in_set import ExpectColumnValuesToBeInSet
 from great_expectations.expectations.core.expect_column_values_to_be_null import ExpectColumnValuesToBeNull
 from great_expectations.expectations.expectation import Expectation
 
+from components.concepts import data_docs
 from components.concepts import facts as concept_facts
 from components.concepts.concept import folder_problem
 from components.concepts.findings import Finding, ValidationReport
 from components.concepts.rules import Rule, Table, rules
-from components.errors import InvalidInput
 from components.settings import ConceptSettings
 
 logger = logging.getLogger(__name__)
-
-_SITE = "concept"
 
 
 def validate(folder: Path, settings: ConceptSettings, docs_dir: Path) -> ValidationReport:
@@ -53,45 +49,22 @@ def validate(folder: Path, settings: ConceptSettings, docs_dir: Path) -> Validat
     }
     kind = facts.concept["kind"].iloc[0]
     judged = rules(settings, kind=kind)
-    context = _context(docs_dir)
+    context = data_docs.new_context(docs_dir)
     findings: dict[str, list[Finding]] = {}
+    summary: dict[str, str] = {}
     for table in get_args(Table):
         ours = {rule.key: rule for rule in judged if rule.table == table}
-        for key, rows in _failures(context, f"{folder.name}-{table}", tables[table], ours).items():
+        failures = _failures(context, f"{folder.name}-{table}", tables[table], ours)
+        for key, rows in failures.items():
             findings[key] = [_finding(ours[key], folder, tables[table].iloc[row].to_dict()) for row in rows]
-    context.build_data_docs(site_names=[_SITE])
-    index = docs_dir / "index.html"
+        summary[f"{folder.name}-{table}"] = f"{len(ours) - len(failures)} of {len(ours)} expectations hold"
+    index = data_docs.build(context, docs_dir, summary)
     errors = [finding for rule in judged if not rule.warning for finding in findings.get(rule.key, [])]
     warnings = [finding for rule in judged if rule.warning for finding in findings.get(rule.key, [])]
     if any(finding.expectation == "references_enough" for finding in errors):
         warnings = [finding for finding in warnings if finding.expectation != "references_comfortable"]
     logger.info("%s: %d errors, %d warnings, %s", folder.name, len(errors), len(warnings), index)
     return ValidationReport(folder.name, errors, warnings, facts.images, index)
-
-
-def _context(docs_dir: Path) -> EphemeralDataContext:
-    if docs_dir.is_dir() and any(docs_dir.iterdir()) and not (docs_dir / "expectations").is_dir():
-        raise InvalidInput("the folder holds other things than data docs", file=docs_dir, mend="give an empty folder")
-    shutil.rmtree(docs_dir, ignore_errors=True)
-    docs_dir.mkdir(parents=True)
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False, metric_calculations=False)
-    for site, config in list((context.variables.data_docs_sites or {}).items()):
-        # An ephemeral context comes with a site in a folder of the system's temporary ones, and leaves it there
-        context.delete_data_docs_site(site)
-        shutil.rmtree(config["store_backend"]["base_directory"], ignore_errors=True)
-    context.add_data_docs_site(
-        _SITE,
-        {
-            "class_name": "SiteBuilder",
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            "store_backend": {
-                "class_name": "TupleFilesystemStoreBackend",
-                "base_directory": str(docs_dir.resolve()),
-            },
-        },
-    )
-    return context
 
 
 def _failures(

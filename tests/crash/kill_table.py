@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -39,6 +39,7 @@ from crash.sites import PLACES, Site, server_site  # noqa: E402  (found by the l
 from crash.state import State, leftovers, state_of  # noqa: E402
 
 CONCEPTS = {"spotted_star": "star", "ball": "circle", "wash": "style", "second_star": "star"}
+HALVINGS = 4
 PATIENCE = 1800.0  # seconds for one run, on a machine that does other things
 
 
@@ -138,6 +139,16 @@ def kill_once(site: Site, number: int, moment: Moment, expected: State, source: 
     return Row(number, moment, after, killed, code, again, problems)
 
 
+def kill_in_time(site: Site, number: int, moment: Moment, expected: State, seed: int) -> Row:
+    """A kill that finds something to kill: a run that had ended by its moment is none, and is tried at half of it."""
+    for _ in range(HALVINGS):
+        row = kill_once(site, number, moment, expected, random.Random(f"{seed}/{number}"))
+        if row.killed or row.problems:
+            break
+        moment = replace(moment, seconds=moment.seconds / 2)
+    return row
+
+
 @dataclass(frozen=True)
 class Calm:
     """A run that nothing disturbed: what it left, and how long it took."""
@@ -175,12 +186,14 @@ def run(
     rows, seconds = ([], calm.seconds) if out is None else kept_rows(out, title, calm)
     if isinstance(planned, int):
         planned = list(moments(seconds, planned, site.targets, random.Random(seed)))
-    for row in rows:
+    for number, moment in enumerate(planned, 1):
+        if number <= len(rows) and rows[number - 1].killed:
+            print(rows[number - 1], flush=True)
+            continue
+        row = kill_in_time(site, number, moment, calm.state, seed)
+        rows[number - 1 : number] = [row]
         print(row, flush=True)
-    for number, moment in list(enumerate(planned, 1))[len(rows) :]:
-        rows.append(kill_once(site, number, moment, calm.state, random.Random(f"{seed}/{number}")))
-        print(rows[-1], flush=True)
-        if rows[-1].problems:  # kept for whoever looks into it
+        if row.problems:  # kept for whoever looks into it
             shutil.copytree(site.root, site.root.parent / f"failed-{number}", symlinks=True, dirs_exist_ok=True)
         if out is not None:
             facts = {"title": title, "champions": calm.state.champions, "seconds": seconds}

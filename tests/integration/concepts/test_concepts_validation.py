@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,30 @@ def test_nothing_is_left_in_the_temporary_folder(folder: Path, tmp_path: Path, m
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     validate(folder, ANY, tmp_path / "docs")
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_data_docs_hold_what_their_pages_link_to_and_no_more(folder: Path, tmp_path: Path) -> None:
+    validate(folder, ANY, tmp_path / "docs")
+    files = {path for path in (tmp_path / "docs").rglob("*") if path.is_file()}
+    pages = {path for path in files if path.suffix == ".html"}
+    links = {link for page in pages for link in re.findall(r"""(?:src|href)=["']([^"'#?]+)""", page.read_text())}
+    linked = {Path(link).name for link in links if "://" not in link and not link.startswith("data:")}
+    assert linked <= {path.name for path in files}  # by name: great-expectations gives its icon a wrong folder
+    assert {path.name for path in files - pages} <= linked
+    assert sum(path.stat().st_size for path in files) < 400_000
+
+
+def test_the_first_page_of_the_data_docs_says_what_holds_without_any_script(folder: Path, tmp_path: Path) -> None:
+    Image.open(folder / "01.png").resize((8, 8)).save(folder / "01.png")
+    report = validate(folder, ANY, tmp_path / "docs")
+    broken = {finding.expectation for finding in (*report.errors, *report.warnings)}
+    listed = re.search(r'<ul id="suites".*?</ul>', report.docs_index.read_text(), re.DOTALL)
+    assert listed
+    found = re.findall(r'<a href="([^"]+)">my_star-(\w+)</a>: (\d+) of (\d+) expectations hold', listed[0])
+    assert [table for _, table, _, _ in found] == ["structure", "images", "concept"]
+    assert sum(int(of) - int(held) for _, _, held, of in found) == len(broken) > 0
+    for link, *_ in found:
+        assert (report.docs_index.parent / link).is_file()
 
 
 def test_nothing_in_the_data_becomes_markup_in_the_data_docs(folder: Path, tmp_path: Path) -> None:
