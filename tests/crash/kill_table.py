@@ -217,7 +217,10 @@ def kept_rows(out: Path, title: str, calm: Calm) -> tuple[list[Row], float]:
 
 def page(rows: list[Row], seconds: float, title: str) -> str:
     """The table as a page."""
-    good = sum(not row.problems for row in rows)
+    kills = [row for row in rows if row.killed]
+    good = sum(not row.problems for row in kills)
+    missed = len(rows) - len(kills)
+    late = f" In {missed} rows the run had ended before its moment." if missed else ""
     lines = [
         "# What kills leave behind\n",
         f"Written by `{title}`.",
@@ -225,7 +228,7 @@ def page(rows: list[Row], seconds: float, title: str) -> str:
         "undisturbed`: the champions of a run that nothing disturbed with bit-identical adapters, no version lost or",
         "doubled, no process, open run or partial file left. An exit code of -9 is the killed run's own; 1 says that",
         "concepts whose process was killed are to be done by the next run; 0 that the run came through by itself.\n",
-        f"An undisturbed run took {seconds:.0f} s. {good} of {len(rows)} kills ended as undisturbed.\n",
+        f"An undisturbed run took {seconds:.0f} s. {good} of {len(kills)} kills ended as undisturbed.{late}\n",
         HEAD,
         *(str(row) for row in rows),
     ]
