@@ -68,7 +68,7 @@ def test_a_run_that_finds_no_room_goes_on_when_there_is_some(customized: Any) ->
     root = customized.root
     with small_disk(root):
         open_store(root)  # the project moved: its paths are rewritten before the disk is full
-        resize(root, 2048 * KIB)  # enough to begin with
+        resize(root, 1280 * KIB)  # enough to begin with
         done = customized.process(*NAME)
         assert done.code == 1, done.stderr
         assert "disk is full" in done.json["error"]["message"], done.stderr
@@ -90,7 +90,7 @@ def test_a_run_that_finds_no_room_goes_on_when_there_is_some(customized: Any) ->
         pytest.param(".purecc/work", 16 * KIB, marks=pytest.mark.long),
         pytest.param(".purecc/reports", 128 * KIB, marks=pytest.mark.long),
         ("mlruns", 128 * KIB),
-        pytest.param("mlruns", 2048 * KIB, marks=pytest.mark.long),
+        pytest.param("mlruns", 600 * KIB, marks=pytest.mark.long),
     ],
 )
 def test_a_folder_without_room_is_named_and_the_run_goes_on_when_there_is_some(

@@ -115,6 +115,7 @@ def customized(servers: Stack, project: Path, clients: dict[str, str]) -> Iterat
     yield json.loads(done.stdout.splitlines()[-1])
     for number in range(2):
         servers.kill(f"worker-{number}")
+    del servers.planted["worker"]  # other tests use these servers after this one
 
 
 @pytest.fixture
