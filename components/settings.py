@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -33,12 +33,16 @@ __all__ = [
 class BaseSettings(Settings):
     """The pre-trained flow model: a Hugging Face / diffusers folder or hub id."""
 
+    WHERE: ClassVar[frozenset[str]] = frozenset({"path", "revision", "device", "threads"})
+    """Fields that say where the base lies and runs, not which it is: its fingerprint says that."""
+
     path: str
     revision: str | None = None
     resolution: int = Field(gt=0, description="side of the square training and evaluation images, pixels")
     max_sequence_length: int = Field(gt=0, description="rows of T5 context")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(None, ge=1, description="of a process on a CPU; None: as many as torch takes")
     placeholder: str = Field(description="a word of the base's own vocabulary that stands where a concept is meant")
 
 

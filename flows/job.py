@@ -15,7 +15,7 @@ from components.errors import InvalidInput
 from components.files import digest_of, sha256_file, write_json
 from components.planning import Inputs
 from components.provenance import CodeVersion, code_version
-from components.settings import Gate, Profile, load_profile, project_root
+from components.settings import BaseSettings, Gate, Profile, load_profile, project_root
 from components.tracking import bundles
 from components.tracking.registry import content_digest
 from flows.stages import Stage
@@ -24,7 +24,6 @@ from flows.stages import Stage
 VERSIONS = {"validation": 1, "extractor": 1, "pure-learning": 1, "evaluation": 2, "measurement": 1}
 
 _OPEN = "of the stage before"
-_WHERE = {"path", "revision", "device"}  # of the base: its fingerprint counts instead
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ class Job:
         return found
 
     def _base(self) -> dict[str, Any]:
-        settings = {key: value for key, value in _dump(self.profile.base).items() if key not in _WHERE}
+        settings = {key: value for key, value in _dump(self.profile.base).items() if key not in BaseSettings.WHERE}
         return {"fingerprint": self.base, **settings}
 
     def _stage(self, name: str, inputs: dict[str, Any]) -> Stage:

@@ -80,7 +80,8 @@ def _register(session: Session, adapter: Artifact, evaluation: Artifact) -> Vers
         "evaluation/metrics": json.dumps(evaluation.facts["metrics"], separators=(",", ":")),
     }
     sampling = job.profile.evaluation.sampling.model_dump(mode="json")
-    base = {"settings": job.profile.base.model_dump(mode="json"), "fingerprint": job.base, "sampling": sampling}
+    settings = job.profile.base.model_dump(mode="json", exclude={"threads"})  # a consumer's machine has its own
+    base = {"settings": settings, "fingerprint": job.base, "sampling": sampling}
     with tempfile.TemporaryDirectory(prefix="purecc-") as folder:
         return registry.register(
             session.store,

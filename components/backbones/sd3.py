@@ -41,6 +41,8 @@ class SD3Backbone(Backbone):
         if self._device.type == "cpu":
             # this switch governs the CPU kernel too, which is slow for the ~100 tokens of small images
             torch.backends.cuda.enable_flash_sdp(False)
+            if settings.threads is not None:
+                torch.set_num_threads(settings.threads)
         self.tokenizer = load_tokenizer(
             folder, placeholder=settings.placeholder, max_sequence_length=settings.max_sequence_length
         )

@@ -25,7 +25,7 @@ from components.learning.randomness import generator
 from components.learning.task import Stage, Task
 from components.learning.tracker import Tracker
 from components.learning.training import Loss, ParameterGroup, Training
-from components.settings import Profile
+from components.settings import BaseSettings, Profile
 
 METHOD_VERSION = "1"
 """Raised when a change of the code changes what the same inputs train."""
@@ -118,7 +118,7 @@ def training_key(
             "method": METHOD_VERSION,
             "stage": stage,
             "learning": profile.learning.of_stage(stage),
-            "base": profile.base.model_dump(mode="json", exclude={"path", "revision", "device"}),
+            "base": profile.base.model_dump(mode="json", exclude=set(BaseSettings.WHERE)),
             "base_fingerprint": backbone.fingerprint,
             "concept": fingerprint(concept.folder),
             "seed": profile.seed,

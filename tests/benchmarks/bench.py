@@ -27,7 +27,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 import components.quiet  # noqa: E402, F401  (before every dependency)
 
-PARTS = ("training", "settings", "memory", "sampling", "onnx", "evaluation", "tracking", "pipeline")
+PARTS = ("training", "settings", "threads", "memory", "sampling", "onnx", "evaluation", "tracking", "pipeline")
 LEAST = 2.0  # seconds that a case lasts in a round
 # Settings under which everything runs once in a minute or two.
 MINIATURE = [
@@ -49,6 +49,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--document", type=Path, help="Markdown whose table this run fills")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--of-threads", action="store_true", help=argparse.SUPPRESS)  # likewise
     found = parser.parse_args(given)
     if unknown := sorted(set(found.only.split(",")) - set(PARTS)):
         parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(PARTS)}")
@@ -78,6 +79,7 @@ def measure(options: argparse.Namespace, folder: Path, out: Path) -> dict[str, A
 
     project, name, overrides = prepare(options, folder)
     os.environ["PURECC_HOME"] = str(project)
+    import contention
     import drawing
     import economies
     import exported
@@ -97,6 +99,8 @@ def measure(options: argparse.Namespace, folder: Path, out: Path) -> dict[str, A
     work.mkdir(exist_ok=True)
     if options.memory_of:
         return {"peak_mib": training.memory(work, profile, options.memory_of)}
+    if options.of_threads:
+        return {"rows": [row.to_json() for row in contention.measure(work, profile, few)]}
     found: list[Row] = []
     facts: dict[str, Any] = {}
     device = training.Bench(work, profile).backbone.device
@@ -106,6 +110,9 @@ def measure(options: argparse.Namespace, folder: Path, out: Path) -> dict[str, A
             found += training.measure(work, profile, rounds)
         elif part == "settings":
             found += economies.measure(work, profile, rounds, compile_=not options.miniature)
+        elif part == "threads":
+            said = alone(options, folder, "--of-threads", "--rounds", str(rounds), without=("OMP_NUM_THREADS",))
+            found += [Row(**row) for row in said["rows"]]
         elif part == "memory":
             found += memory(options, folder, list(training.cases_of(work, profile)))
         elif part == "sampling":
@@ -138,15 +145,7 @@ def memory(options: argparse.Namespace, folder: Path, names: list[str]) -> list[
     """Peak memory of each training step, each in a process of its own."""
     from measuring import Row
 
-    found: dict[str, float] = {}
-    for name in names:
-        command = [sys.executable, __file__, "--memory-of", name, "--profile", options.profile]
-        command += ["--miniature"] if options.miniature else []
-        command += ["--base", options.base] if options.base else []
-        command += [part for override in options.overrides for part in ("--set", override)]
-        environment = {**os.environ, "BENCH_FOLDER": str(folder)}
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        found[name] = float(json.loads(done.stdout)["peak_mib"])
+    found = {name: float(alone(options, folder, "--memory-of", name)["peak_mib"]) for name in names}
     plain = next(iter(found))
     return [
         Row("peak memory", name, value, "MiB", against=plain, ratio=value / found[plain], note="beyond imports")
@@ -154,12 +153,24 @@ def memory(options: argparse.Namespace, folder: Path, names: list[str]) -> list[
     ]
 
 
+def alone(options: argparse.Namespace, folder: Path, *what: str, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a process of its own measures; `without` are variables that it does not see."""
+    command = [sys.executable, __file__, *what, "--profile", options.profile]
+    command += ["--miniature"] if options.miniature else []
+    command += ["--base", options.base] if options.base else []
+    command += [part for override in options.overrides for part in ("--set", override)]
+    kept = {name: value for name, value in os.environ.items() if name not in without}
+    environment = {**kept, "BENCH_FOLDER": str(folder)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
 def main() -> None:
     options = arguments()
     out = options.out or REPOSITORY / ".purecc" / "bench" / f"{time.strftime('%Y%m%dT%H%M%S')}.json"
     with tempfile.TemporaryDirectory(prefix="purecc-bench-") as temporary:
         found = measure(options, Path(os.environ.get("BENCH_FOLDER", temporary)), out)
-    if options.memory_of:
+    if options.memory_of or options.of_threads:
         print(json.dumps(found))
         return
     import tables

@@ -68,7 +68,7 @@ def test_a_short_case_is_repeated_until_a_round_of_it_lasts() -> None:
 @pytest.mark.slow
 def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "bench.py"), "--miniature", "--out", str(tmp_path / "bench.json")]
-    command += ["--only", "training,settings,sampling,evaluation,tracking"]
+    command += ["--only", "training,settings,threads,sampling,evaluation,tracking"]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
@@ -90,6 +90,7 @@ def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
         "training step",
         "against the script-style loop",
         "settings",
+        "threads",
         "sampling",
         "adapter",
         "evaluation",

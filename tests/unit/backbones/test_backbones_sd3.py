@@ -114,6 +114,18 @@ def test_encoders_can_be_freed_and_come_back(backbone: SD3Backbone) -> None:
     assert torch.equal(backbone.encode_text(PROMPTS).context_BLD, before.context_BLD)
 
 
+def test_the_settings_say_how_many_threads_a_process_takes(base_settings: BaseSettings) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        SD3Backbone.load(base_settings)
+        assert torch.get_num_threads() == 2
+        SD3Backbone.load(base_settings.model_copy(update={"threads": 1}))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_conditions_that_share_a_pass_equal_separate_passes(backbone: SD3Backbone) -> None:
     from components.settings import LoraSettings
 

@@ -54,7 +54,7 @@ def _keys(job: Job) -> dict[str, str]:
         (["gates.loss.minimum=1"], set()),
         (["seed=1"], {"extractor", "pure-learning", "evaluation"}),
         (["base.resolution=32"], {"extractor", "pure-learning", "evaluation"}),
-        (["base.path=elsewhere", "base.device=auto"], set()),  # its fingerprint counts
+        (["base.path=elsewhere", "base.device=auto", "base.threads=3"], set()),  # its fingerprint counts
         (["name=other"], set()),
     ],
 )
