@@ -122,7 +122,7 @@ def write_benchmark(benchmark: Benchmark, folder: Path, name: str = "benchmark")
     found, count = benchmark.sections(), len(measured(benchmark.cells))
     concepts = benchmark.cells["concept"].nunique()
     lead = (
-        f"{benchmark.cells['method'].nunique()} methods on {concepts} concepts: {count} measured cells. Every method "
+        f"{benchmark.cells['method'].nunique()} methods on {concepts} concepts: {count} measured points. Every method "
         "learned from the same references on the same base, and is measured on the same prompts and seeds."
     )
     content = {"title": "Benchmark", "lead": lead, "facts": benchmark.facts, "sections": found}
