@@ -36,9 +36,12 @@ def neighbours(count: int) -> Iterator[None]:
 
 
 def measure(folder: Path, profile: Profile, rounds: int) -> list[Row]:
-    """The step of the default method in wall-clock; CPU time would not show the waiting."""
+    """The step of the default method in wall-clock; CPU time would not show the waiting. Nothing of a GPU's step."""
     cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    step = training.ours(training.Bench(folder, profile))[training.WITH_DOP]
+    bench = training.Bench(folder, profile)
+    if bench.backbone.device.type != "cpu":
+        return []
+    step = training.ours(bench)[training.WITH_DOP]
 
     def on(threads: int) -> Case:
         def case() -> None:

@@ -102,3 +102,25 @@ def test_a_table_that_was_cut_off_goes_on_where_it_was(tmp_path: Path, monkeypat
     other = replace(state, champions={"a": (1, "other")})
     kill_table.run(site, 4, out=tmp_path / "cut.md", title="t", calm=Calm(other, 100.0))
     assert len(killed) == 2 + 4  # measured against other champions: all of it anew
+
+
+@pytest.mark.parametrize(
+    ("lasts", "tried"), [(100.0, [80.0]), (30.0, [80.0, 40.0, 20.0]), (1.0, [80.0, 40.0, 20.0, 10.0])]
+)
+def test_a_run_that_had_ended_before_its_moment_is_killed_earlier(
+    lasts: float, tried: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments: list[float] = []
+
+    def kill_once(site: object, number: int, moment: Moment, expected: State, source: random.Random) -> Row:
+        moments.append(moment.seconds)
+        return Row(number, moment, moment.seconds, killed=moment.seconds < lasts, code=None, again=0, problems=[])
+
+    monkeypatch.setattr(kill_table, "kill_once", kill_once)
+    state = State({"a": (1, "x")}, {"a": ["x"]}, None, [])
+    site = cast("Site", SimpleNamespace())
+    row = kill_table.kill_in_time(site, 1, Moment("worker", "any", 80.0), state, seed=0)
+    assert moments == tried
+    assert row.killed == (tried[-1] < lasts)
+    page = kill_table.page([row], 1.0, "t")
+    assert ("In 1 rows the run had ended before its moment." in page) == (not row.killed)
