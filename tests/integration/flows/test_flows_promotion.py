@@ -90,6 +90,9 @@ def test_a_fresh_process_serves_what_is_promoted(customized: Any) -> None:
     assert facts["difference"] < 0.5 < facts["effect"]
     (check,) = promotion.verify(store, "spotted_star", 2)
     assert "servability" in check.passed
+    references = [json.loads(file.read_text()) for file in customized.root.glob("mlruns/artifacts/**/base.json")]
+    assert len(references) == 2
+    assert all(each["settings"]["device"] == "cpu" and "threads" not in each["settings"] for each in references)
     # what a fresh process cannot serve is refused, and the champion stays
     asked = "promotion={servability: true, minimum_effect: 255.0}"
     done = customized.purecc(
