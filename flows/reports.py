@@ -8,6 +8,7 @@ import webbrowser
 from pathlib import Path
 
 from components.errors import InvalidInput
+from components.tracking.runs import fetch_report
 from components.tracking.store import is_empty, open_store
 
 
@@ -30,30 +31,11 @@ def find_report(root: Path, run: str | None) -> Path:
     found = [file for file in folder.glob("*/*.html") if file.stem == run]
     if found:
         return found[0]
-    fetched = None if is_empty(root) else _fetch(root, run)
+    fetched = None if is_empty(root) else fetch_report(open_store(root), run, folder)
     if fetched is None:
         known = ", ".join(sorted(path.name for path in folder.glob("*"))) or "none"
         raise InvalidInput(f"no report of {run!r}", mend=f"give a run id, or a concept with reports: {known}")
     return fetched
-
-
-def _fetch(root: Path, run: str) -> Path | None:
-    from mlflow.exceptions import MlflowException
-
-    store = open_store(root)
-    try:
-        concept = store.client.get_run(run).data.tags.get("purecc/concept", "")
-        name = next(
-            (item.path for item in store.client.list_artifacts(run, "report") if item.path.endswith(".html")), None
-        )
-        if name is None or not concept or "/" in concept or concept.startswith("."):
-            return None
-        target = root / ".purecc" / "reports" / concept
-        target.mkdir(parents=True, exist_ok=True)
-        local = Path(store.client.download_artifacts(run, name, str(target)))
-    except (MlflowException, OSError):
-        return None
-    return local.replace(target / f"{run}.html")
 
 
 def open_report(path: Path) -> bool:

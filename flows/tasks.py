@@ -44,7 +44,7 @@ def transient(task: Any, run: Any, state: Any) -> bool:
 
 @task(name="validate", cache_policy=NO_CACHE)
 def validate(session: Session) -> Artifact:
-    """Judge the concept's folder; its data docs go to the run.
+    """Judge the concept's folder; its data docs go to the run, also where they say why it was refused.
 
     Raises:
         InvalidInput: what blocks, with file, field and mend.
@@ -55,8 +55,12 @@ def validate(session: Session) -> Artifact:
         from components.concepts.validation import validate as judge
 
         report = judge(job.concept.folder, job.profile.concepts, work / "docs")
-        report.raise_for_errors()
         write_json(work / "report.json", finite({**report.to_json(), "docs_index": "docs/index.html"}))
+        if report.errors:
+            session.tag("validation/errors", str(len(report.errors)))
+            session.store.client.log_artifacts(session.run_id, str(work), "validation")
+            shutil.rmtree(work)  # there is nothing to go on from: the next attempt is with other data
+            report.raise_for_errors()
         return {"report.json": work / "report.json", "docs": work / "docs"}, {}
 
     stderr.print(f"validating {job.name} ...", style="dim")

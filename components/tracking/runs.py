@@ -257,3 +257,22 @@ def log_final(store: Store, run_id: str, metrics: Mapping[str, float]) -> None:
     tracker = RunTracker(store, run_id)
     tracker.log_metrics(metrics, 0)
     tracker.close()
+
+
+def fetch_report(store: Store, run: str, reports: Path) -> Path | None:
+    """The report of a run, downloaded to `reports/<concept>/<run>.html`; None where the store has none of it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        concept = store.client.get_run(run).data.tags.get("purecc/concept", "")
+        name = next(
+            (item.path for item in store.client.list_artifacts(run, "report") if item.path.endswith(".html")), None
+        )
+        if name is None or not concept or "/" in concept or concept.startswith("."):
+            return None
+        target = reports / concept
+        target.mkdir(parents=True, exist_ok=True)
+        local = Path(store.client.download_artifacts(run, name, str(target)))
+    except (MlflowException, OSError):
+        return None
+    return local.replace(target / f"{run}.html")

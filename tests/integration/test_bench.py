@@ -65,16 +65,28 @@ def test_a_short_case_is_repeated_until_a_round_of_it_lasts() -> None:
     assert seconds["short"] == pytest.approx([0.3, 0.3])
 
 
-@pytest.mark.slow
-def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "bench.py"), "--miniature", "--out", str(tmp_path / "bench.json")]
-    command += ["--only", "training,settings,threads,sampling,evaluation,tracking"]
+def miniature(folder: Path, parts: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of these parts by group and name, each a sound figure that is also printed."""
+    command = [sys.executable, str(BENCHMARKS / "bench.py"), "--miniature", "--out", str(folder / "bench.json")]
+    command += ["--only", parts]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    written = json.loads((tmp_path / "bench.json").read_text())
+    written = json.loads((folder / "bench.json").read_text())
     rows = {(row["group"], row["name"]): row for row in written["rows"]}
+    for row in rows.values():
+        assert math.isfinite(row["value"])
+        assert row["value"] > 0
+        assert row["against"] is None or row["ratio"] > 0
+    for group, name in rows:
+        assert name in done.stdout, group
+    return rows
+
+
+@pytest.mark.slow
+def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
+    rows = miniature(tmp_path, "training,sampling,evaluation,tracking")
     names = {name for group, name in rows if group == "training step"}
     assert names == {
         "plain LoRA",
@@ -89,19 +101,17 @@ def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
     assert {group for group, _ in rows} == {
         "training step",
         "against the script-style loop",
-        "settings",
-        "threads",
         "sampling",
         "adapter",
         "evaluation",
         "tracking",
     }
-    for row in rows.values():
-        assert math.isfinite(row["value"])
-        assert row["value"] > 0
-        assert row["against"] is None or row["ratio"] > 0
-    for group, name in rows:
-        assert name in done.stdout, group
+
+
+@pytest.mark.slow
+@pytest.mark.long  # it compiles; the tests of the settings hold them to the same result
+def test_what_settings_and_threads_cost_is_measured_in_miniature(tmp_path: Path) -> None:
+    assert {group for group, _ in miniature(tmp_path, "settings,threads")} == {"settings", "threads"}
 
 
 def test_the_document_holds_what_was_measured_and_the_rest_as_open(tmp_path: Path, repository: Path) -> None:

@@ -1,7 +1,7 @@
 """Nothing tries the network, or writes telemetry, when everything that is needed is local.
 
-The programs run in processes of their own, with a `sitecustomize` that refuses and records every connection and every
-name look-up that is not of this machine; processes that they start inherit it.
+The programs run in processes of their own under `network_guard`; processes that they start inherit it. So does the
+`customize` that the tests of the flows begin with (`integration/flows/conftest.py`).
 """
 
 from __future__ import annotations
@@ -13,49 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-GUARD = """
-import errno, ipaddress, os, socket, sys, traceback
-
-_LOG = os.environ["NETWORK_LOG"]
-
-def _is_local(host):
-    if host is None or host in ("", b"", "localhost", b"localhost", socket.gethostname()):
-        return True
-    try:
-        address = ipaddress.ip_address(host.decode() if isinstance(host, bytes) else host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
-
-def _refuse(what, host):
-    with open(_LOG, "a") as log:
-        log.write(f"{what} {host!r} in {sys.argv!r}\\n{''.join(traceback.format_stack(limit=12))}\\n")
-    raise OSError(errno.ENETUNREACH, f"the test refuses {what} {host!r}")
-
-def _guard_method(name, position):
-    original = getattr(socket.socket, name)
-    def guarded(self, *args):
-        address = args[position] if position >= 0 else args[-1]
-        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
-            _refuse(name, address[0])
-        return original(self, *args)
-    setattr(socket.socket, name, guarded)
-
-for _name, _position in [("connect", 0), ("connect_ex", 0), ("sendto", -1)]:
-    _guard_method(_name, _position)
-
-def _guard_function(name):
-    original = getattr(socket, name)
-    def guarded(host, *args, **kwargs):
-        if not _is_local(host):
-            _refuse(name, host)
-        return original(host, *args, **kwargs)
-    setattr(socket, name, guarded)
-
-for _name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
-    _guard_function(_name)
-"""
+from network_guard import network_guard
 
 IMPORTS = """
 import importlib, pkgutil
@@ -97,14 +55,13 @@ class Offline:
     def __init__(self, folder: Path, repository: Path):
         self.home, self.log, self.repository = folder / "home", folder / "network.log", repository
         self.home.mkdir()
-        (folder / "guard").mkdir()
-        (folder / "guard" / "sitecustomize.py").write_text(GUARD)
+        guard = network_guard(folder / "guard")
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "OMP_NUM_THREADS") if name in os.environ}
         self.environment = {
             **kept,
             "HOME": str(self.home),
             "NETWORK_LOG": str(self.log),
-            "PYTHONPATH": f"{folder / 'guard'}:{repository}",
+            "PYTHONPATH": f"{guard}:{repository}",
             "TMPDIR": str(folder),
         }
 

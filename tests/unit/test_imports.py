@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +77,14 @@ def test_a_choice_of_the_user_stands(without_tools: Run) -> None:
     print(os.environ["HF_HUB_OFFLINE"])
     """
     assert without_tools(program) == "0\n"
+
+
+def test_the_import_rules_forget_no_module(repository: Path) -> None:
+    rules = configparser.ConfigParser()
+    rules.read(repository / ".importlinter")
+    found = {
+        f"components.{path.stem}" for path in (repository / "components").iterdir() if path.stem.strip("_") == path.stem
+    }
+    for contract, allowed in (("mlflow", "components.tracking"), ("data-tools", "components.concepts")):
+        listed = set(rules[f"importlinter:contract:{contract}"]["source_modules"].split())
+        assert listed == found - {allowed}

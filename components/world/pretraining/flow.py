@@ -163,8 +163,10 @@ def train_flow(
     rank, world = (state.get_rank(), state.get_world_size()) if state.is_initialized() else (0, 1)
     shard = settings.pool // 8
     shards = [(start, start + shard) for start in range(0, settings.pool, shard)]
+    pipeline.vae.to("cuda" if torch.cuda.is_available() else "cpu")
     for start, stop in shards[rank::world]:
         encode_pool(pipeline, folder / "pool", seed=seed, start=start, stop=stop)
+    pipeline.vae.to("cpu")  # it has no part in the training
     if state.is_initialized():
         state.barrier()
     parts = [load_file(path) for path in sorted((folder / "pool").glob("pool-*.safetensors"))]

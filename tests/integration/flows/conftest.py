@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from network_guard import network_guard
 from once import made_once
-from small_project import MicroProject, build
+from small_project import REPOSITORY, MicroProject, build
 
 
 @pytest.fixture(scope="session")
@@ -44,10 +45,14 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) ->
 
 
 def _after(root: Path, said: Path, *command: str) -> None:
-    """The project after a command, and beside it what the command said."""
+    """The project after a command, which had no network, and beside it what the command said."""
     project = MicroProject(root)
-    done = project.process(*command, "--profile", "micro", "--json")
+    guard, attempts = network_guard(said.with_suffix(".guard")), said.with_suffix(".network")
+    done = project.process(
+        *command, "--profile", "micro", "--json", PYTHONPATH=f"{guard}:{REPOSITORY}", NETWORK_LOG=str(attempts)
+    )
     assert done.stdout, done.stderr
+    assert not attempts.exists(), attempts.read_text()
     assert project.servers() == []
     said.write_text(json.dumps({"code": done.code, **done.json}))
 

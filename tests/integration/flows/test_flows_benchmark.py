@@ -11,7 +11,7 @@ import yaml
 
 from components.tracking.store import open_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
 PLAN: dict[str, Any] = {
     "profile": "micro",
@@ -64,7 +64,7 @@ def test_cells_are_measured_once_tracked_and_a_failed_one_is_a_row(customized: A
     PLAN["variants"].pop("diverging")
     (root / "plan.yaml").write_text(yaml.safe_dump(PLAN))
     before = [row for row in rows if not row["error"]]
-    again = customized.process(*command)
+    again = customized.purecc(*command)
     assert (again.code, again.json["failed"]) == (0, [])
     assert "2 of 2 cells are measured" in again.stderr
     assert rows_of(root / "out" / "benchmark.csv") == before
@@ -72,7 +72,7 @@ def test_cells_are_measured_once_tracked_and_a_failed_one_is_a_row(customized: A
     # forgotten altogether and measured in one process after the other: the same numbers
     for kept in ("artifacts", "work", "cache"):
         (root / ".purecc" / kept).rename(root / f"{kept}-before")
-    anew = customized.process(*command[:3], "--out", "anew", "--methods", "purecc", "--json")
+    anew = customized.purecc(*command[:3], "--out", "anew", "--methods", "purecc", "--json")
     assert anew.code == 0, anew.stderr
     metrics = [
         {name: value for name, value in row.items() if not name.startswith("cost/")}

@@ -217,6 +217,34 @@ def test_data_that_does_not_match_its_version_is_refused(customized: Any) -> Non
     assert "data.dvc" in json.dumps(done.json["error"])
 
 
+def test_a_refused_concept_leaves_its_data_docs_with_the_run_and_nothing_half_done(several: Any) -> None:
+    done = several.purecc("customize", "dwarf", "--profile", "micro", "--json")
+    assert done.code == 1
+    assert "8" in done.json["error"]["message"]  # pixels
+    store = open_store(several.root)
+    run = max(
+        store.client.search_runs([store.experiment("dwarf")], filter_string="attributes.run_name = 'customize dwarf'"),
+        key=lambda run: run.info.start_time,
+    )
+    assert (run.info.status, run.data.tags["validation/errors"]) == ("FAILED", "3")
+    kept = {item.path for item in store.client.list_artifacts(run.info.run_id, "validation")}
+    assert {"validation/docs", "validation/report.json"} <= kept
+    assert not list((several.root / ".purecc" / "work").glob("validation/*"))
+
+
+def test_a_base_that_lost_a_file_is_refused_and_leaves_nothing(customized: Any) -> None:
+    store = open_store(customized.root)
+    before = registry.versions(store, "spotted_star")
+    (lost,) = (customized.root / "infra" / "models" / "base" / "transformer").glob("*.safetensors")
+    lost.unlink()
+    done = customized.purecc(*NAME, "--set", "seed=1", "--json")
+    assert done.code == 1
+    assert "transformer" in done.json["error"]["message"]
+    assert done.json["error"]["mend"]
+    assert registry.versions(store, "spotted_star") == before
+    assert not list((customized.root / ".purecc" / "work").glob("*/*"))
+
+
 def test_data_that_is_not_here_yet_is_fetched(customized: Any) -> None:
     subprocess.run([sys.executable, "-m", "dvc", "push", "-q"], cwd=customized.root, check=True)
     shutil.rmtree(customized.root / "data")

@@ -32,7 +32,10 @@ def checkpoints(root: Path) -> list[Path]:
     return [path for path in folders if not path.name.startswith(".")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+# SIGKILL: what it leaves of a run is the crash tests' subject, what of processes the benchmark's below
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)], ids=lambda number: number.name
+)
 def test_no_process_is_left_and_the_next_run_goes_on(customized: Any, number: signal.Signals) -> None:
     customized.change_profile(lambda profile: profile["learning"]["pure"].update(steps=STEPS))
     process = customized.start(*NAME)

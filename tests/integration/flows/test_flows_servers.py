@@ -100,7 +100,7 @@ def customized(servers: Stack, project: Path, clients: dict[str, str]) -> Iterat
     """Both concepts customized by two workers; what the person saw."""
     servers.project = project
     address = servers.mlflow_uri.replace("//", f"//pipeline:{servers.secret('mlflow_pipeline_password')}@")
-    servers.planted["worker"] = {**PLANTED, "MLFLOW_TRACKING_URI": address}
+    servers.planted["worker"] = {**PLANTED, "MLFLOW_TRACKING_URI": address, "PREFECT_WORKER_QUERY_SECONDS": "2"}
     servers.scale("worker", 2)
     done = subprocess.run(
         [sys.executable, "-c", DEPLOY_AND_RUN, *CONCEPTS],

@@ -67,18 +67,29 @@ def test_the_shipped_pipeline_draws_with_diffusers_alone() -> None:
 
 def test_the_oracle_knows_what_is_in_held_out_renders() -> None:
     result = oracle_quality(Oracle.load(EVALUATORS / "oracle"), count=1200, seed=99)
-    for name in ("background", "shape", "position", "size", "colour"):
+    for name in ("background", "shape", "position", "size", "colour", "style"):
         assert result[name] >= 0.99, result
+    assert result["look"] >= 0.95, result  # of 200 looks some are told apart by a few pixels
     assert result["mask_iou"] >= 0.9
+    # a style's tone map can hide an object from anyone
+    styled = oracle_quality(Oracle.load(EVALUATORS / "oracle"), count=1200, seed=99, styled=True)
+    assert min(styled[name] for name in ("background", "shape", "position", "size", "style")) >= 0.85, styled
+
+
+def test_the_stated_quality_of_the_shipped_base_is_enough() -> None:
+    described = json.loads((BASE / "quality.json").read_text())["prompts"]["single object"]
+    bounds = {"background": 0.95, "position": 0.95, "colour": 0.95, "shape": 0.85, "all": 0.75}
+    assert described.keys() == bounds.keys()
+    assert all(described[name] >= bound for name, bound in bounds.items()), described
 
 
 def test_the_shipped_base_draws_what_prompts_say() -> None:
     stated = json.loads((BASE / "quality.json").read_text())["prompts"]["single object"]
     backbone = SD3Backbone.load(base_settings(BASE, 64))
-    family = prompt_families(64, seed=1)[0]
+    family = prompt_families(32, seed=1)[0]
     images = sample_prompts(backbone, family.prompts, seed=10_000)
     measured = accuracy(Oracle.load(EVALUATORS / "oracle"), images, family.asked)
-    for name, value in measured.items():  # fresh prompts and seeds; 64 images spread by some percent
+    for name, value in measured.items():  # fresh prompts and seeds; 32 images spread by some percent
         assert value >= stated[name] - 0.15, (name, measured, stated)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from components.backbones.sd3 import SD3Backbone
 from components.backbones.weights import base_weights
 from components.errors import IntegrityError, InvalidInput
-from components.export.onnx_adapters import export_onnx_adapter, export_onnx_base
-from components.export.onnx_folder import export_onnx
+from components.export import onnx_adapters
+from components.export.onnx_adapters import export_onnx_adapter
+from components.export.onnx_folder import FACTS, TRANSFORMER, export_onnx
 from components.export.onnx_sampler import OnnxSampler, euler_sigmas
 from components.files import atomic_folder, write_manifest
 
@@ -103,10 +105,18 @@ def test_weights_lie_outside_the_graph_and_are_checked(exported: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def adaptable(backbone: SD3Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base alone, for adapters that are put in at run time."""
+def adaptable(backbone: SD3Backbone, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base alone, for adapters that are put in at run time; what both exports write is taken from the other one."""
+
+    def copied(_: SD3Backbone, folder: Path) -> None:
+        own = shutil.ignore_patterns(f"{TRANSFORMER}*", FACTS, "SHA256SUMS")
+        shutil.copytree(exported, folder, ignore=own, dirs_exist_ok=True)
+
     before = {name: value.clone() for name, value in backbone.transformer.state_dict().items()}
-    out = export_onnx_base(backbone, tmp_path_factory.mktemp("onnx-base") / "out", {"steps": 3, "guidance_scale": 4.0})
+    out = tmp_path_factory.mktemp("onnx-base") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_adapters, "write_shared", copied)
+        onnx_adapters.export_onnx_base(backbone, out, {"steps": 3, "guidance_scale": 4.0})
     after = backbone.transformer.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())

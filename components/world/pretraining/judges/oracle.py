@@ -39,3 +39,6 @@ class OracleObjective(Judge):
     def save(self, folder: Path) -> None:
         """In the layout that `Oracle.load` reads."""
         self.oracle.save_pretrained(folder)
+        (folder / "README.md").unlink(
+            missing_ok=True
+        )  # the hub's template with nothing filled in; the base's card describes the oracle
