@@ -11,7 +11,7 @@ from typing import Any
 
 from components.concepts.texts import PLACEHOLDER
 from components.errors import InvalidInput
-from components.tracking import promotion, registry, runs
+from components.tracking import promotion, registry, runs, signing
 from components.tracking.gates import GateReport, judge
 from components.tracking.registry import Version
 from flows import stages
@@ -62,8 +62,7 @@ def bless(session: Session, adapter: Artifact, evaluation: Artifact, evaluate: E
 
 
 def _public_key(job: Job) -> Path | None:
-    stated = job.profile.promotion.public_key
-    return job.root / stated if stated else None
+    return signing.policy_key(job.root, job.profile.promotion.public_key)
 
 
 def _register(session: Session, adapter: Artifact, evaluation: Artifact) -> Version:
