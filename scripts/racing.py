@@ -200,7 +200,7 @@ def run(concept: str, folder: Path, groups: Sequence[Sequence[int]], die_before:
 
 def promote_all(concept: str, folder: Path, numbers: Sequence[int], die_before: str | None) -> int:
     """One process: a thread for each version; 0 if all of them came to an end."""
-    from flows.locks import open_shared_store
+    from flows.locks import open_shared_store, prefect_lock
 
     ended: list[int] = []
 
@@ -208,7 +208,7 @@ def promote_all(concept: str, folder: Path, numbers: Sequence[int], die_before: 
         root = folder / f"host-{number}"
         root.mkdir()
         store = open_shared_store(root)
-        assert store.across_hosts is not None, "PREFECT_API_URL is not set: nothing would hold the others"
+        assert store.across_hosts is prefect_lock, "PREFECT_API_URL is not set: nothing would hold the others"
         registry.by_alias(store, concept)
         (folder / f"ready-{number}").touch()
         while not (folder / "go").exists():
