@@ -90,7 +90,8 @@ def require_signed(folder: Path, bundle: str | None, key: Path | None = None) ->
     if key is None:
         return False
     if not bundle:
-        raise IntegrityError(f"it is not signed, and {PUBLIC_KEY} asks for a signature (purecc models sign)")
+        asked = f"{PUBLIC_KEY} or promotion.public_key of the profile asks for a signature"
+        raise IntegrityError(f"it is not signed, and {asked} (purecc models sign)")
     verify(folder, bundle, key)
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,9 +47,7 @@ class Check:
         }
 
 
-def verify(
-    store: Store, concept: str, number: int | None = None, *, public_key: Path | None = None
-) -> list[Check]:
+def verify(store: Store, concept: str, number: int | None = None, *, public_key: Path | None = None) -> list[Check]:
     """Check one version, or every version that bears an alias; of a bundle its files and every version that it pins.
 
     The champion also has to be one that may be it: every blessing that was asked for is there and says so. A version
@@ -106,16 +105,18 @@ def _check(store: Store, version: Version, public_key: Path | None) -> Check:
             passed.append("bytes")
             for name, look in _LOOKS.items():
                 _note(name, look, version, folder, passed, problems)
-            _note("signature", lambda *each: _signature(*each, public_key), version, folder, passed, problems)
+            signed = functools.partial(_signature, public_key=public_key)
+            _note("signature", signed, version, folder, passed, problems)
     except PureCCError as error:
         problems.append(str(error))
     if RECORDING_DIGEST in version.tags:
         problem = _recording_problem(store, version)
         passed += [] if problem else ["recording"]
         problems += [problem] if problem else []
-    if CHAMPION in version.aliases and (refusal := blessings.refusal(version)) is not None:
-        if not any(problem in refusal for problem in problems):  # a report that was altered is told already
-            problems.append(f"is the champion though it may not be: {refusal}")
+    refusal = blessings.refusal(version) if CHAMPION in version.aliases else None
+    # a report that was altered is told already
+    if refusal is not None and not any(problem in refusal for problem in problems):
+        problems.append(f"is the champion though it may not be: {refusal}")
     detail = "; ".join(problems) or f"{', '.join(passed)}: as registered; content {digest[:12]}"
     return Check(version.number, version.aliases, not problems, detail, tuple(passed), tuple(problems))
 
