@@ -45,7 +45,7 @@ from flows.ui import require_auth
 
 logger = logging.getLogger("concept_server")
 
-TOKEN = "PURECC_SERVER_TOKEN"  # noqa: S105  (the variable's name)
+TOKEN = "PURECC_SERVER_TOKEN"
 MAXIMUM_BODY = 16_384  # bytes
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
@@ -92,7 +92,9 @@ def create_app(service: ImageService, find: Find, hosts: Sequence[str] = LOCAL, 
         # compared as bytes: a header may hold any; in a time that does not tell how much of it was right
         borne = request.headers.get("authorization", "").encode("latin-1", "replace")
         if token is not None and not hmac.compare_digest(borne, f"Bearer {token}".encode()):
-            return _answer(401, "no token, or a wrong one", field="Authorization", headers={"WWW-Authenticate": "Bearer"})
+            return _answer(
+                401, "no token, or a wrong one", field="Authorization", headers={"WWW-Authenticate": "Bearer"}
+            )
         return await answer(request)
 
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
@@ -145,7 +147,12 @@ def create_app(service: ImageService, find: Find, hosts: Sequence[str] = LOCAL, 
 
 
 def _answer(
-    status: int, message: str, *, field: str | None = None, mend: str | None = None, headers: dict[str, str] | None = None
+    status: int,
+    message: str,
+    *,
+    field: str | None = None,
+    mend: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     return JSONResponse({"error": {"field": field, "message": message, "mend": mend}}, status, headers)
 
@@ -182,7 +189,9 @@ def _build() -> FastAPI:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C; 1: the address or the project is not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--host", default="127.0.0.1", help=f"the address to listen at; beyond this machine with {TOKEN}")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help=f"the address to listen at; beyond this machine with {TOKEN}"
+    )
     parser.add_argument("--port", type=int, default=8010)
     given = parser.parse_args(arguments)
     import uvicorn
@@ -191,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_auth(given.host, [TOKEN])
         app = _build()
     except PureCCError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     uvicorn.run(app, host=given.host, port=given.port)
     return 0

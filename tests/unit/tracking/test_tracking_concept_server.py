@@ -129,7 +129,7 @@ def test_what_cannot_be_served_is_answered_by_name_and_says_nothing_of_the_insid
 
 
 def test_with_a_token_only_who_bears_it_is_let_in(server: ModuleType, store: Store, champion: int) -> None:
-    asking = client(server, store, token="s\u00e9same")  # noqa: S106
+    asking = client(server, store, token="s\u00e9same")
     right = "Bearer s\u00e9same".encode()
     for headers in ({}, {"Authorization": "Bearer another"}, {"Authorization": "s\u00e9same".encode()}):
         for method, path in (("POST", "/images"), ("POST", "/concepts/star"), ("GET", "/health")):
@@ -138,7 +138,7 @@ def test_with_a_token_only_who_bears_it_is_let_in(server: ModuleType, store: Sto
     assert asking.post("/images", json=ASKED, headers={"Authorization": right}).content == b"picture"
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.org"])  # noqa: S104
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "example.org"])
 def test_it_listens_beyond_this_machine_only_with_a_token(
     server: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], host: str
 ) -> None:
