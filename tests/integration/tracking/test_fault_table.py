@@ -28,7 +28,7 @@ def test_every_fault_ends_in_the_right_champion(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(REPOSITORY / "scripts" / "fault_table.py"), "--only", "embedded", "--json"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'scripts'}"},
         capture_output=True,
         text=True,
         timeout=3000,
