@@ -62,7 +62,8 @@ def ask(session: Session, version: Version, gates: GateReport) -> None:
     text = (
         f"## {model_name(version.concept)} version {version.number}\n\n"
         f"| metric | value | bound | |\n|---|---|---|---|\n{rows}\n\n"
-        f"Servability: `{served}`. The report is an artifact of this run. Resume to let it become the champion, or not."
+        f"Servability: `{served}`. The report is an artifact of this run, and of the MLflow run `{session.run_id}` "
+        "(report/), where every machine can read it. Resume to let it become the champion, or not."
     )
     answer = pause_flow_run(
         wait_for_input=Approval.with_initial_data(description=text, approve=False), timeout=_WAIT, poll_interval=5

@@ -43,10 +43,12 @@ def export(
         with arguments():
             root, settings = project_root(), load_profile(profile, overrides or [])
             store, number = _resolve(root, name, version)
-        from components.tracking import registry
+        from components.tracking import registry, signing
 
         folder = out or root / "exports" / f"{name}-{form.value}"
+        key = signing.policy_key(root, settings.promotion.public_key)
         with registry.adapter_folder(store, name, number) as adapter:
+            _require(registry.version(store, name, number), adapter, key)
             if form is Format.DIFFUSERS:
                 _write_diffusers(adapter, folder, settings, registry.version(store, name, number))
                 providers = None
@@ -76,6 +78,16 @@ def _resolve(root: Path, name: str, version: int | None) -> tuple[Any, int]:
     if number is None:
         raise InvalidInput(f"{name!r} has no champion", mend=f"{mend}, or name a --version")
     return store, registry.version(store, name, number).number
+
+
+def _require(version: Any, adapter: Path, public_key: Path | None) -> None:
+    """The champion has to be one that may be it; any other version, which is named on purpose, to be signed."""
+    from components.tracking import blessings, registry, signing
+
+    if registry.CHAMPION in version.aliases:
+        blessings.require(version, adapter, public_key, act="exported")
+    else:
+        signing.require_signed(adapter, version.tags.get(signing.TAG), public_key)
 
 
 def _write_diffusers(adapter: Path, folder: Path, settings: Any, version: Any) -> None:

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from flows.cli_options import Json, Name
+from flows.cli_options import Json, Name, PolicyProfile
 from flows.console import FAILED, arguments, command, stdout
 
 app = typer.Typer(help="The registered adapters.", no_args_is_help=True, rich_markup_mode=None)
@@ -54,15 +54,27 @@ def show(name: Name, as_json: Json = False) -> None:
 
 
 @app.command()
-def promote(name: Name, version: VersionNumber, as_json: Json = False) -> None:
+def promote(
+    name: Name,
+    version: VersionNumber,
+    reason: Annotated[
+        str | None,
+        typer.Option(
+            help="kept with the version; without one a version that was judged against another champion than the "
+            "present one is refused"
+        ),
+    ] = None,
+    profile: PolicyProfile = None,
+    as_json: Json = False,
+) -> None:
     """Make a version that passed its gates and can be served the champion."""
     with command(as_json) as output:
         from components.tracking import promotion, registry
 
         store = _store(name)
         with arguments():
-            registry.version(store, name, version)
-        replaced = promotion.promote(store, name, version)
+            key = _public_key(store, profile, registry.version(store, name, version))
+        replaced = promotion.promote(store, name, version, reason=reason or None, public_key=key)
         facts = {"name": name, "champion": version, "replaced": replaced}
         before = f", before it version {replaced}" if replaced else ""
         output.result(facts, lambda: stdout.print(f"{escape(name)}: version {version} is the champion{before}"))
@@ -72,13 +84,15 @@ def promote(name: Name, version: VersionNumber, as_json: Json = False) -> None:
 def rollback(
     name: Name,
     reason: Annotated[str, typer.Option(help="kept with the version that is left")] = "no reason was given",
+    profile: PolicyProfile = None,
     as_json: Json = False,
 ) -> None:
     """Give the champion alias back to the previous champion."""
     with command(as_json) as output:
         from components.tracking import promotion
 
-        left, champion = promotion.rollback(_store(name), name, reason)
+        store = _store(name)
+        left, champion = promotion.rollback(store, name, reason, public_key=_public_key_of(store, profile, name))
         facts = {"name": name, "champion": champion, "rolled_back": left}
         message = f"{escape(name)}: version {champion} is the champion again, instead of version {left}"
         output.result(facts, lambda: stdout.print(message))
@@ -88,9 +102,10 @@ def rollback(
 def verify(
     name: Name,
     version: Annotated[int | None, typer.Option(min=1, help="default: every version with an alias")] = None,
+    profile: PolicyProfile = None,
     as_json: Json = False,
 ) -> None:
-    """Check versions: their bytes, gate report, data and base, recorded picture and signature."""
+    """Check versions: their bytes, reports, data and base, recorded picture and signature; a champion's blessings."""
     with command(as_json) as output:
         from components.tracking import promotion, registry
 
@@ -98,7 +113,8 @@ def verify(
         if version is not None:
             with arguments():
                 registry.version(store, name, version)
-        checks = [check.to_json() for check in promotion.verify(store, name, version)]
+        key = _public_key_of(store, profile, name)
+        checks = [check.to_json() for check in promotion.verify(store, name, version, public_key=key)]
         facts = {"name": name, "ok": all(check["ok"] for check in checks), "checks": checks}
         output.result(facts, lambda: _show_checks(checks))
         if not facts["ok"]:
@@ -106,12 +122,14 @@ def verify(
 
 
 @app.command()
-def repair(name: Name, as_json: Json = False) -> None:
+def repair(name: Name, profile: PolicyProfile = None, as_json: Json = False) -> None:
     """Complete or undo a promotion that was cut off; replace a champion that was deleted or whose bytes are gone."""
     with command(as_json) as output:
         from components.tracking import succession
 
-        found = succession.reconcile(_store(name), name, replace_broken=True)
+        store = _store(name)
+        key = _public_key_of(store, profile, name)
+        found = succession.reconcile(store, name, replace_broken=True, public_key=key)
         nothing = {"name": name, "action": "none", "detail": "nothing was wrong"}
         facts = found.to_json() if found else nothing
         output.result(facts, lambda: stdout.print(escape(f"{facts['action']}: {facts['detail']}"), soft_wrap=True))
@@ -156,6 +174,25 @@ def _store(name: str) -> Any:
         store = open_shared_store(root)
         registry.require_registered(store, name)
         return store
+
+
+def _public_key_of(store: Any, profile: str | None, name: str) -> Path | None:
+    """The key that the profile asks for under which the champion, or the newest version, was judged."""
+    from components.tracking import registry
+
+    with arguments():
+        return _public_key(store, profile, registry.by_alias(store, name) or registry.versions(store, name)[0])
+
+
+def _public_key(store: Any, profile: str | None, version: Any) -> Path | None:
+    """The key that a profile asks for: the one that is named, or that a version says it was judged under."""
+    from components.settings import load_profile
+    from components.tracking import signing
+
+    stated = version.tags.get("profile/name")
+    if profile is None and stated in {file.stem for file in (store.root / "profiles").glob("*.yaml")}:
+        profile = stated
+    return signing.policy_key(store.root, load_profile(profile).promotion.public_key) if profile else None
 
 
 def _show_list(models: list[dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ from components.tracking.store import is_away, is_empty, open_store
 from flows import recovery
 from flows.console import stderr
 from flows.job import load_job
+from flows.locks import open_shared_store
 from flows.outcome import GatesRefused
 from flows.plan import decide
 from flows.run_summary import ConceptResult, Status
@@ -90,7 +91,7 @@ def settle(decision: Decision) -> ConceptResult:
     """The result of a decision that asks for no training."""
     name, reason = decision.name, decision.reason
     if decision.action == "retire" and decision.version is not None:
-        retirement.retire(open_store(project_root()), name, decision.version, reason)
+        retirement.retire(open_shared_store(project_root()), name, decision.version, reason)
         return ConceptResult(name, "retired", reason, decision.version)
     if decision.action == "quarantined":
         return ConceptResult(name, "quarantined", reason)

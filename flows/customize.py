@@ -47,7 +47,7 @@ def customize(name: str, profile: str = "tiny", overrides: Sequence[str] = ()) -
         adapter = tasks.train_pure(session, extractor)
         evaluation = tasks.evaluate(session, adapter)
         if job.profile.promotion.approval:
-            version, gates = tasks.bless(session, adapter, evaluation)
+            version, gates = tasks.bless(session, extractor, adapter, evaluation)
             if gates.passed:
                 approval.ask(session, version, gates)
         outcome = tasks.promote(session, extractor, adapter, evaluation)

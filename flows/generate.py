@@ -9,7 +9,7 @@ from components.concepts.schema import read_concept_file
 from components.concepts.texts import mentions, prompt_problem, without_mentions
 from components.errors import InvalidInput
 from components.settings import Profile
-from components.tracking import registry
+from components.tracking import blessings, registry, signing
 from components.tracking.store import is_empty, open_store
 from flows.console import WrongUse
 
@@ -39,6 +39,7 @@ def generate(
     Raises:
         WrongUse: `[V]` in the prompt, or a concept without a champion.
         InvalidInput: a champion of another base.
+        PromotionRefused: a champion that may not be one, or that is not signed as configured.
     """
     if problem := prompt_problem(prompt):
         raise WrongUse(f"the prompt: {problem[0]} ({problem[1]})")
@@ -55,7 +56,8 @@ def generate(
     drawn = _plain(prompt, root, names) if original else prompt
     adapter = None
     if not original:
-        adapter = _load(backbone, root, versions, how)
+        key = signing.policy_key(root, profile.promotion.public_key)
+        adapter = _load(backbone, root, versions, how, key)
     sampling = profile.evaluation.sampling
     images_BCHW = backbone.sample(
         backbone.encode_text([drawn]),
@@ -77,14 +79,15 @@ def generate(
     }
 
 
-def _load(backbone: Any, root: Path, versions: dict[str, int], how: Any) -> str | None:
-    """Load the champions; the name under which they act."""
+def _load(backbone: Any, root: Path, versions: dict[str, int], how: Any, public_key: Path | None) -> str | None:
+    """Load the champions, each if it may be one; the name under which they act."""
     from components.backbones.composition import compose
 
     store = open_store(root)
     texts = {}
     for name, number in versions.items():
         with registry.adapter_folder(store, name, number) as folder:
+            blessings.require(registry.version(store, name, number), folder, public_key, act="drawn with")
             backbone.load_adapter(folder, name)
             fields, _ = read_concept_file(folder)
         texts[name] = f"<{name}> {fields.get('class_word', '')}".strip()

@@ -11,7 +11,7 @@ from typing import Any
 
 from components.concepts.texts import PLACEHOLDER
 from components.errors import InvalidInput
-from components.tracking import promotion, registry, runs
+from components.tracking import promotion, registry, runs, signing
 from components.tracking.gates import GateReport, judge
 from components.tracking.registry import Version
 from flows import stages
@@ -51,19 +51,22 @@ def conclude(
     return _finish(session, status, version, gates, artifacts, replaced)
 
 
-def bless(session: Session, adapter: Artifact, evaluation: Artifact, evaluate: Evaluate) -> tuple[Version, GateReport]:
-    """Register and judge without promoting: what a person is asked about."""
+def bless(
+    session: Session, extractor: Artifact | None, adapter: Artifact, evaluation: Artifact, evaluate: Evaluate
+) -> tuple[Version, GateReport]:
+    """Register and judge without promoting, and show the report: what a person is asked about."""
     version = _register(session, adapter, evaluation)
     champion = registry.by_alias(session.store, session.job.name)
     against = champion if champion is not None and champion.number != version.number else None
     gates = _judge(session, version, evaluation, evaluate, against)
+    path = write_report(session, version, gates, (extractor, adapter, evaluation))
+    _show_in_prefect(session.job.name, gates, path)  # the run pauses next, and may stay so for days
     _settle(session, version)
     return registry.version(session.store, session.job.name, version.number), gates
 
 
 def _public_key(job: Job) -> Path | None:
-    stated = job.profile.promotion.public_key
-    return job.root / stated if stated else None
+    return signing.policy_key(job.root, job.profile.promotion.public_key)
 
 
 def _register(session: Session, adapter: Artifact, evaluation: Artifact) -> Version:

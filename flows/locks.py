@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from components.tracking.locks import LockNotTaken
 from components.tracking.store import Store, open_store
+
+logger = logging.getLogger(__name__)
 
 _LEASE = 60  # seconds after which the server frees the slot of a holder that died; a living one renews it
 
@@ -58,10 +61,25 @@ def _make_limit(name: str) -> None:
             client.update_global_concurrency_limit(name, wanted)
 
 
+@contextlib.contextmanager
+def _no_lock(subject: str, timeout: float) -> Iterator[None]:
+    """Stands where a lock across hosts cannot be had: says so when one is asked for, and holds nothing."""
+    logger.warning(
+        "MLFLOW_TRACKING_URI names a server and PREFECT_API_URL none: the lock of %s holds on this machine only, and "
+        "another host may move the same aliases meanwhile; set PREFECT_API_URL on every host that promotes",
+        subject,
+    )
+    yield
+
+
 def open_shared_store(root: Path) -> Store:
     """The project's tracking store; one on a server with a lock across hosts, where there is a Prefect server for it.
 
     Prefect's embedded server is no such place: it lives as long as one run, and never frees the slot of a holder that
-    died. The embedded store needs none.
+    died. The embedded store needs none. A store on a server without one warns whenever it is locked; who only reads
+    hears nothing.
     """
-    return open_store(root, prefect_lock if os.environ.get("PREFECT_API_URL") else None)
+    if os.environ.get("PREFECT_API_URL"):
+        return open_store(root, prefect_lock)
+    here = os.environ.get("MLFLOW_TRACKING_URI", "").startswith(("sqlite:", "file:", "/"))
+    return open_store(root, None if here else _no_lock)

@@ -14,8 +14,9 @@ from components.provenance import code_version
 from components.secrets import redact, redact_values
 from components.settings import Profile
 from components.tracking import runs
-from components.tracking.store import Store, open_store
+from components.tracking.store import Store
 from flows.console import finite, stderr
+from flows.locks import open_shared_store
 from flows.run_summary import ConceptResult, RunSummary
 
 EXPERIMENT = "_continual"  # no concept's name begins so
@@ -76,7 +77,7 @@ class RunRecord:
 @contextlib.contextmanager
 def record_run(root: Path, profile: Profile, mode: str) -> Iterator[RunRecord]:
     """The MLflow run of a run over many concepts."""
-    store, code = open_store(root), code_version(root)
+    store, code = open_shared_store(root), code_version(root)  # its bundle's alias moves under the lock
     tags = {
         "purecc/mode": mode,
         "purecc/profile": profile.name,

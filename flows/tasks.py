@@ -116,9 +116,11 @@ def evaluate(session: Session, adapter: Artifact) -> Artifact:
 
 
 @task(name="bless", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=transient)
-def bless(session: Session, adapter: Artifact, evaluation: Artifact) -> tuple[Version, GateReport]:
-    """Register and judge the adapter, for a person who is asked before it is promoted."""
-    return judgement.bless(session, adapter, evaluation, evaluation_of)
+def bless(
+    session: Session, extractor: Artifact | None, adapter: Artifact, evaluation: Artifact
+) -> tuple[Version, GateReport]:
+    """Register and judge the adapter and write its report, for a person who is asked before it is promoted."""
+    return judgement.bless(session, extractor, adapter, evaluation, evaluation_of)
 
 
 @task(name="promote", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=transient)

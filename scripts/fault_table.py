@@ -43,12 +43,17 @@ from safetensors.torch import load_file, save_file
 from components.backbones.sd3 import SD3Backbone
 from components.errors import PureCCError
 from components.files import atomic_folder, write_manifest
-from components.settings import BaseSettings, LoraSettings
-from components.tracking import promotion, registry, succession
+from components.serving.recording import write_recording
+from components.serving.requests import ImageRequest
+from components.serving.service import ImageService
+from components.settings import BaseSettings, LoraSettings, PromotionSettings, SamplingSettings
+from components.tracking import promotion, registry, servability, succession
 from components.tracking.store import Store, open_store
 
 CONCEPT = "star"
 RACERS = (2, 4, 8)
+SAMPLING = SamplingSettings(steps=2, guidance_scale=4.0)
+UNCOMPARED = "the table's versions are judged by the bound alone"
 
 
 @dataclass(frozen=True)
@@ -71,21 +76,40 @@ class Bench:
         for name, seed in (("base", 0), ("other", 1)):
             create_untrained(root / name, size="micro", seed=seed)
         self.backbone, self.other = (self._load(root / name) for name in ("base", "other"))
+        self._pictures = ImageService(self.backbone, SAMPLING)
         self.adapters = {number: self._adapter(number) for number in range(1, 9)}
         self._template = root / "template"
         store = open_store(self._template)
         for number in (1, 2, 3):
             register(store, self.adapters[number], float(number))
         for number in (1, 2):
-            promotion.promote(store, CONCEPT, number)
+            promotion.promote(store, CONCEPT, number, reason=UNCOMPARED)
         store.client.get_registered_model("purecc-star")
         self._count = 0
 
+    def _settings(self, folder: Path) -> BaseSettings:
+        return BaseSettings(path=str(folder), resolution=64, max_sequence_length=20, device="cpu", placeholder="sks")
+
     def _load(self, folder: Path) -> SD3Backbone:
-        settings = BaseSettings(
-            path=str(folder), resolution=64, max_sequence_length=20, device="cpu", placeholder="sks"
-        )
-        return SD3Backbone.load(settings)
+        return SD3Backbone.load(self._settings(folder))
+
+    def reference(self, backbone: SD3Backbone) -> dict[str, Any]:
+        """What a registered model says of its base."""
+        folder = self.root / ("base" if backbone is self.backbone else "other")
+        settings, sampling = (each.model_dump(mode="json") for each in (self._settings(folder), SAMPLING))
+        return {"settings": settings, "fingerprint": backbone.fingerprint, "sampling": sampling}
+
+    def recording(self, *, original: bool) -> Path:
+        """A picture to travel with a model: adapter 4's, or the base's of the same prompt."""
+        folder = self.root / f"recording-{original}"
+        if not folder.is_dir():
+            if CONCEPT not in self._pictures.concepts:
+                self._pictures.add(CONCEPT, self.adapters[4])
+            request = ImageRequest(prompt=f"a <{CONCEPT}> star on the left", seed=3)
+            image = self.root / "image.png"
+            image.write_bytes(self._pictures.draw(request, original=original, adapter=CONCEPT).png)
+            write_recording(folder, request, image)
+        return folder
 
     def _adapter(self, seed: int) -> Path:
         random_numbers = torch.Generator().manual_seed(seed)
@@ -167,7 +191,9 @@ def die_at(store: Store, kind: str, number: int) -> None:
     own = open_store(store.root)
     racing.die_at(own, number)
     try:
-        promotion.promote(own, CONCEPT, 3) if kind == "promote" else promotion.rollback(own, CONCEPT, "tried")
+        promotion.promote(own, CONCEPT, 3, reason=UNCOMPARED) if kind == "promote" else promotion.rollback(
+            own, CONCEPT, "tried"
+        )
     finally:
         os._exit(0)
 
@@ -298,22 +324,37 @@ def partial_upload(bench: Bench) -> Row:
         registry._log_model = real
 
 
-def spoilt(bench: Bench, fault: str, spoil: Callable[[Path], None]) -> Row:
-    """An adapter folder is spoilt, with a new manifest: it must not become a version, or not load."""
+def offer(bench: Bench, store: Store, adapter: Path, backbone: SD3Backbone, *, original: bool = False) -> None:
+    """The whole way of an adapter to the champion's alias: registered, judged, served by a fresh process, promoted.
+
+    Args:
+        backbone: the base that the registered model refers to.
+        original: the picture that it comes with is the base's.
+    """
+    recording = bench.recording(original=original)
+    number = racing.register(store, CONCEPT, adapter, 9.0, bench.reference(backbone), recording)
+    racing.judged(store, CONCEPT, number, ["servability"])(registry.by_alias(store, CONCEPT))
+    servability.bless(store, CONCEPT, number, PromotionSettings())
+    promotion.promote(store, CONCEPT, number)
+
+
+def sound(bench: Bench) -> Row:
+    """Adapter 4 as it is: that the faults after it are refused is not for want of something else."""
+    store = bench.store()
+    offer(bench, store, bench.adapters[4], bench.backbone)
+    facts = json.loads(registry.version(store, CONCEPT, 4).tags["servability/facts"])
+    return row("none, by the way of the following ones", store, 4, facts["reason"])
+
+
+def spoilt(bench: Bench, fault: str, spoil: Callable[[Path], None], *, original: bool = False) -> Row:
+    """An adapter folder is spoilt, with a new manifest: it must not become a version, or not the champion."""
     store = bench.store()
     folder = bench.root / "spoilt"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(bench.adapters[4], folder)
     spoil(folder)
     write_manifest(folder)
-
-    def act() -> None:
-        number = register(store, folder, 9.0)
-        with registry.adapter_folder(store, CONCEPT, number) as fetched:  # what the fresh process does, too
-            bench.backbone.load_adapter(fetched, "spoilt")
-        promotion.promote(store, CONCEPT, number)
-
-    return refused(fault, store, act)
+    return refused(fault, store, lambda: offer(bench, store, folder, bench.backbone, original=original))
 
 
 def rewrite(file: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
@@ -348,8 +389,9 @@ def long_header(folder: Path) -> None:
 
 
 def wrong_base(bench: Bench) -> Row:
+    """An adapter is registered with a base that it was not trained on."""
     store = bench.store()
-    return refused("wrong base", store, lambda: bench.other.load_adapter(bench.adapters[2], "wrong"))
+    return refused("wrong base", store, lambda: offer(bench, store, bench.adapters[4], bench.other))
 
 
 def bytes_deleted(bench: Bench) -> list[Row]:
@@ -396,9 +438,9 @@ def clock_goes_back(bench: Bench) -> Row:
     real = time.time
     time.time = lambda: real() - 10 * 365 * 86400
     try:
-        promotion.promote(store, CONCEPT, 3)
+        promotion.promote(store, CONCEPT, 3, reason=UNCOMPARED)
         promotion.rollback(store, CONCEPT, "the clock went back")
-        promotion.promote(store, CONCEPT, 3)
+        promotion.promote(store, CONCEPT, 3, reason=UNCOMPARED)
     finally:
         time.time = real
     state = succession.state(store, CONCEPT)
@@ -412,11 +454,12 @@ def embedded(bench: Bench) -> list[Row]:
         *kills(bench),
         *races(bench),
         partial_upload(bench),
+        sound(bench),
         spoilt(bench, "truncated safetensors", truncate),
         spoilt(bench, "header that states a terabyte", long_header),
         spoilt(bench, "pickle renamed to .safetensors", pickled),
         spoilt(bench, "NaN weights", not_a_number),
-        spoilt(bench, "adapter without effect", no_effect),
+        spoilt(bench, "adapter without effect", no_effect, original=True),
         wrong_base(bench),
         *bytes_deleted(bench),
         *alias_deleted(bench),
@@ -425,6 +468,17 @@ def embedded(bench: Bench) -> list[Row]:
     ]
 
 
+HEAD = """\
+Written by `python scripts/fault_table.py --out docs/faults.md`; with `--only` the rows of the other part stay as they
+were. Before every fault version 1 is `previous`, 2 the champion, and 3 has passed its gates.
+Races begin without a champion; versions get the scores 1 to N in a shuffled order, and the gate lets
+none pass that is worse than the champion. In rows that end in `servers` MLflow and Prefect run over
+HTTP, with passwords, on PostgreSQL, Redis and S3 (the processes of `infra/compose.yaml`), and every
+promoter has a project folder of its own, as on a host of its own. Such a race is also checked for
+moves that were counted twice, for a champion replaced by a worse one, and for what is half-done.
+The adapters of the rows from `none` to `wrong base` take the whole way: registered with a picture of
+their own, judged, loaded and drawn with by a fresh process as by a consumer, offered for promotion.
+"""
 PARTS = {"embedded": embedded, "servers": server_races}
 
 
@@ -433,16 +487,25 @@ def table(rows: list[Row], hide: str) -> str:
     lines = ["| fault | ends in | right | message |", "|---|---|---|---|"]
     for each in rows:
         message = " ".join(re.sub(rf"{re.escape(hide)}|/[^ ]*/purecc-\w+", "...", each.message).split())
-        message = message.replace("|", "/")
+        message = re.sub(r"\.\.\./project-\d+/\S*?/artifacts/(?=adapter)", ".../", message).replace("|", "/")
         shown = message if len(message) <= 220 else f"{message[:217]}..."
         lines.append(f"| {each.fault} | {each.champion} | {'yes' if each.right else '**NO**'} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
+def of_others(file: Path, part: str | None) -> tuple[str, str]:
+    """The lines of the table in `file` that the other part wrote: those to stand before this one's, and after."""
+    if part is None or not file.is_file():
+        return "", ""
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if re.match(r"\| (?!fault )", line)]
+    kept = "".join(f"{line}\n" for line in lines if ("servers" in line.split("|")[1]) != (part == "servers"))
+    return (kept, "") if part == "servers" else ("", kept)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the table into this Markdown file")
-    parser.add_argument("--only", choices=tuple(PARTS), help="of the two parts; default: both")
+    parser.add_argument("--only", choices=tuple(PARTS), help="of the two parts; default: both; --out keeps the other")
     parser.add_argument("--json", action="store_true", help="rows as JSON instead of a table")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are not left behind
@@ -454,18 +517,10 @@ def main() -> int:
         text = table(rows, folder)
     print(json.dumps([each.__dict__ for each in rows], indent=2) if arguments.json else text)
     if arguments.out:
-        head = (
-            "# What can go wrong with a promotion\n\nWritten by `python scripts/fault_table.py --out docs/faults.md`.\n"
-        )
-        head += "Before every fault version 1 is `previous`, 2 the champion, and 3 has passed its gates.\n"
-        head += (
-            "Races begin without a champion; versions get the scores 1 to N in a shuffled order, and the gate lets\n"
-        )
-        head += "none pass that is worse than the champion. In rows that end in `servers` MLflow and Prefect run over\n"
-        head += "HTTP, with passwords, on PostgreSQL, Redis and S3 (the processes of `infra/compose.yaml`), and every\n"
-        head += "promoter has a project folder of its own, as on a host of its own. Such a race is also checked for\n"
-        head += "moves that were counted twice, for a champion replaced by a worse one, and for what is half-done.\n\n"
-        arguments.out.write_text(head + text, encoding="utf-8")
+        head = f"# What can go wrong with a promotion\n\n{HEAD}\n"
+        titles, before, after = "".join(text.splitlines(keepends=True)[:2]), *of_others(arguments.out, arguments.only)
+        rest = "".join(text.splitlines(keepends=True)[2:])
+        arguments.out.write_text(head + titles + before + rest + after, encoding="utf-8")
     return 0 if all(each.right for each in rows) else 1
 
 

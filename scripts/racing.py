@@ -46,25 +46,41 @@ WRITES = (
 _SECONDS = 600.0  # that the others are waited for before the start; machines that run tests are busy
 
 
-def register(store: Store, concept: str, adapter: Path, score: float) -> int:
-    """Register an adapter folder with a made-up score, and judge it by the bound alone."""
+def register(
+    store: Store,
+    concept: str,
+    adapter: Path,
+    score: float,
+    base: Mapping[str, Any] | None = None,
+    recording: Path | None = None,
+) -> int:
+    """Register an adapter folder with a made-up score, and judge it by the bound alone.
+
+    Args:
+        base, recording: what a consumer needs to load it, see `registry.register`; without them nobody can.
+    """
+    tags = {"score": str(score)}
     with runs.run(store, concept, "customize") as tracker:
         number = registry.register(
-            store, concept, adapter, run_id=tracker.run_id, base={}, tags={"score": str(score)}
+            store, concept, adapter, run_id=tracker.run_id, base=base or {}, tags=tags, recording=recording
         ).number
     judged(store, concept, number)(None)
     return number
 
 
-def judged(store: Store, concept: str, number: int) -> Callable[[Any], GateReport]:
-    """A judge of a version against a champion, by the scores that their tags state."""
+def judged(store: Store, concept: str, number: int, requires: Sequence[str] = ()) -> Callable[[Any], GateReport]:
+    """A judge of a version against a champion, by the scores that their tags state.
+
+    Args:
+        requires: blessings that are asked for besides.
+    """
 
     def against(champion: Any) -> GateReport:
         score = float(registry.version(store, concept, number).tags["score"])
         reference = {"quality": float(champion.tags["score"])} if champion else None
         report = judge({"quality": score}, GATES, reference)
         digest = champion.tags["adapter/digest"] if champion else None
-        promotion.record_judgement(store, concept, number, report, key="k", against=digest)
+        promotion.record_judgement(store, concept, number, report, key="k", against=digest, requires=requires)
         return report
 
     return against
@@ -200,7 +216,7 @@ def run(concept: str, folder: Path, groups: Sequence[Sequence[int]], die_before:
 
 def promote_all(concept: str, folder: Path, numbers: Sequence[int], die_before: str | None) -> int:
     """One process: a thread for each version; 0 if all of them came to an end."""
-    from flows.locks import open_shared_store
+    from flows.locks import open_shared_store, prefect_lock
 
     ended: list[int] = []
 
@@ -208,7 +224,7 @@ def promote_all(concept: str, folder: Path, numbers: Sequence[int], die_before: 
         root = folder / f"host-{number}"
         root.mkdir()
         store = open_shared_store(root)
-        assert store.across_hosts is not None, "PREFECT_API_URL is not set: nothing would hold the others"
+        assert store.across_hosts is prefect_lock, "PREFECT_API_URL is not set: nothing would hold the others"
         registry.by_alias(store, concept)
         (folder / f"ready-{number}").touch()
         while not (folder / "go").exists():

@@ -112,7 +112,7 @@ def serving(root: Path, profile: str) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(REPOSITORY / "examples"), "concept_server:app"]
+    command = [sys.executable, str(REPOSITORY / "examples" / "concept_server.py")]
     environment = {**os.environ, "PURECC_HOME": str(root), "PURECC_PROFILE": profile, "PYTHONPATH": str(REPOSITORY)}
     began = time.monotonic()
     log = root / f"{port}.log"

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from components.concepts.texts import prompt_problem
 from components.errors import InvalidInput
 
-MAXIMUM_PROMPT = 1000  # characters
 MAXIMUM_STEPS = 200
 MAXIMUM_GUIDANCE = 50.0
 MAXIMUM_REQUESTS = 64  # in one call
@@ -24,21 +24,17 @@ class ImageRequest(BaseModel):
     """One image. What is not stated is the service's default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    prompt: str = Field(min_length=1, max_length=MAXIMUM_PROMPT, description="concepts are named <name>")
+    prompt: str = Field(min_length=1, description="concepts are named <name>")
     seed: _Seed = 0
     steps: _Steps | None = None
     guidance: _Guidance | None = None
-    negative_prompt: str = Field("", max_length=MAXIMUM_PROMPT)
+    negative_prompt: str = ""
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
     def _is_text(cls, value: str) -> str:
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError("holds half of a surrogate pair: it is not text") from error
-        if "\0" in value:
-            raise ValueError("holds a NUL character")
+        if problem := prompt_problem(value):
+            raise ValueError(f"{problem[0]} ({problem[1]})")
         return value
 
     @field_validator("prompt")

@@ -70,12 +70,13 @@ def refusal(version: Version) -> str | None:
     return None
 
 
-def require(version: Version, folder: Path, public_key: Path | None = None) -> None:
+def require(version: Version, folder: Path, public_key: Path | None = None, *, act: str = "promoted") -> None:
     """Check the statements of a version, and the signature of its bytes where a key is configured.
 
     Args:
         folder: its adapter folder, verified against manifest and tag.
         public_key: asks for a signature of its pair; default: the configured one, if any.
+        act: what is about to be done with it, for the message.
 
     Raises:
         PromotionRefused: one is missing, refuses it, or speaks of another version.
@@ -83,11 +84,11 @@ def require(version: Version, folder: Path, public_key: Path | None = None) -> N
     where = f"{model_name(version.concept)} version {version.number}"
     reason = refusal(version)
     if reason is not None:
-        raise PromotionRefused(f"{where} is not promoted: {reason}")
+        raise PromotionRefused(f"{where} is not {act}: {reason}")
     try:
         signing.require_signed(folder, version.tags.get(signing.TAG), public_key)
     except IntegrityError as error:
-        raise PromotionRefused(f"{where} is not promoted: {error}") from error
+        raise PromotionRefused(f"{where} is not {act}: {error}") from error
 
 
 def approval_tags(version: Version, *, approved: bool, by: str, note: str) -> dict[str, Any]:

@@ -68,17 +68,19 @@ def find(store: Store, concepts: Sequence[str] | None = None) -> list[Waste]:
                 model = _model_of(store, version)
                 reason = version.tags.get("gate/refused") or "no alias or bundle refers to it"
                 found.append(Waste(concept, version.number, model, _size(store, model), reason))
-        held = {_model_of(store, version) for version in versions}
-        # where a version does not say what holds its bytes, any model may
-        for model in _logged_models(store, concept) if None not in held else []:
-            if model not in held:
-                reason = "logged by a run that was cut off: no version refers to it"
-                found.append(Waste(concept, None, model, _size(store, model), reason))
+        held = _held(store, versions)
+        for model in [] if held is None else [each for each in _logged_models(store, concept) if each not in held]:
+            reason = "logged by a run that was cut off: no version refers to it"
+            found.append(Waste(concept, None, model, _size(store, model), reason))
     return found
 
 
 def remove(store: Store, waste: Iterable[Waste]) -> list[Waste]:
     """Remove what `find` found; what is referred to by now is left out.
+
+    `find` looks without a lock, so that a model may be there whose registration is under way: whatever is removed is
+    looked at again under the lock, which a registration holds from before its model is logged to after its version is
+    made.
 
     Versions and logged models are deleted in the registry; bytes of the embedded store at once, those of a server by
     its own `mlflow gc`.
@@ -93,6 +95,9 @@ def remove(store: Store, waste: Iterable[Waste]) -> list[Waste]:
                     logger.warning("left alone: %s", error)
                     continue
                 store.client.delete_model_version(model_name(each.name), str(each.version))
+            elif not _is_free(store, each):
+                logger.warning("left alone: model %s, which a version of %s holds by now", each.model, each.name)
+                continue
             if each.model is not None:
                 _delete_model(store, each.model)
         gone.append(each)
@@ -151,6 +156,23 @@ def _model_of(store: Store, version: Version) -> str | None:
     return match.group(1) if match else None
 
 
+def _held(store: Store, versions: Iterable[Version]) -> set[str] | None:
+    """The logged models that hold the versions' bytes; None where a version does not say: any model may be its."""
+    found: set[str] = set()
+    for version in versions:
+        model = _model_of(store, version)
+        if model is None:
+            return None
+        found.add(model)
+    return found
+
+
+def _is_free(store: Store, waste: Waste) -> bool:
+    """Whether still no version refers to a logged model; the caller holds the concept's lock."""
+    held = _held(store, registry.versions(store, waste.name))
+    return held is not None and waste.model not in held
+
+
 def _logged_models(store: Store, concept: str) -> list[str]:
     experiment = store.client.get_experiment_by_name(f"purecc/{concept}")
     if experiment is None:
@@ -191,7 +213,6 @@ def _size(store: Store, model: str | None) -> int | None:
 
 
 def _delete_model(store: Store, model: str) -> None:
-
     folder = _local(store, model)
     with PassingOver(ABSENT):
         store.client.delete_logged_model(model)

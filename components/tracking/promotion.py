@@ -26,6 +26,10 @@ from components.tracking.verification import verify as verify
 _ATTEMPTS = 30
 
 
+class StaleJudgement(PromotionRefused):
+    """A version was judged against another champion than the one that it would replace."""
+
+
 def judgement_key(metrics: Mapping[str, float], gates: Mapping[str, Gate], champion: str | None) -> str:
     """Digest of what a judgement depends on, by which an unchanged one is recognised.
 
@@ -77,7 +81,7 @@ def promote(
     number: int,
     *,
     judged: tuple[int | None] | None = None,
-    reason: str = "every gate is passed",
+    reason: str | None = None,
     public_key: Path | None = None,
 ) -> int | None:
     """Make a version the champion and return the version it replaces (None: there was none, or it is the champion).
@@ -86,19 +90,21 @@ def promote(
     the aliases move. Promoting the champion again changes nothing.
 
     Args:
-        judged: the champion that the version was judged against, as a 1-tuple; not given: any.
-        reason: kept with the version.
+        judged: the champion that the version was judged against, as a 1-tuple; not given: its judgement says.
+        reason: why a version becomes the champion that was judged against another one than the present, which is
+            refused without a reason; kept with the version.
         public_key: the bytes have to be signed with its pair; default: the configured key, if any.
 
     Raises:
         ChampionChanged: the champion is another than `judged`.
+        StaleJudgement: it is another than the judgement speaks of, and no reason is given.
         InvalidInput: no such version.
         IntegrityError: its bytes are not what was registered.
         PromotionRefused: a blessing is missing, was refused, or speaks of another version.
         LockNotTaken: another process holds the concept.
     """
     with store.lock(f"registry-{concept}"):
-        settle(store, concept)
+        settle(store, concept, public_key=public_key)
         candidate = registry.version(store, concept, number)
         if (problem := blessings.refusal(candidate)) is not None:  # the cheap answer first
             raise PromotionRefused(f"{model_name(concept)} version {number} is not promoted: {problem}")
@@ -108,13 +114,41 @@ def promote(
         champion = found.get(CHAMPION)
         if judged is not None and champion not in (number, judged[0]):
             raise ChampionChanged(f"{model_name(concept)}: version {champion} became the champion meanwhile")
+        if judged is None and reason is None:
+            _require_judged_against(store, candidate, champion)
         if champion != number:
-            move(store, concept, Intent("promotion", champion, found.get(PREVIOUS), number, champion, reason))
+            why = reason or "every gate is passed"
+            move(store, concept, Intent("promotion", champion, found.get(PREVIOUS), number, champion, why))
             return champion
         registry.remove_tag(store, concept, number, "promotion/rolled_back")
         if found.get(CHALLENGER) == number:
             store.client.delete_registered_model_alias(model_name(concept), CHALLENGER)
         return None
+
+
+def _require_judged_against(store: Store, candidate: Version, champion: int | None) -> None:
+    """Refuse a version whose gates compared it with another champion than the present one.
+
+    Where there is no champion, it replaces nothing that could be better.
+    """
+    if champion is None or champion == candidate.number:
+        return
+    against = candidate.tags.get("gate/against", "")
+    if against == registry.version(store, candidate.concept, champion).tags.get("adapter/digest"):
+        return
+    judged = next(
+        (
+            f"version {each.number}"
+            for each in registry.versions(store, candidate.concept)
+            if each.tags.get("adapter/digest") == against
+        ),
+        "a version that is gone" if against else "no champion",
+    )
+    raise StaleJudgement(
+        f"{model_name(candidate.concept)} version {candidate.number} is not promoted: it was judged against {judged}, "
+        f"and version {champion} is the champion now: judge it again with purecc customize {candidate.concept}, or "
+        "promote it all the same with --reason TEXT"
+    )
 
 
 def promote_best(
@@ -153,11 +187,14 @@ def promote_best(
     raise AssertionError("unreachable")
 
 
-def rollback(store: Store, concept: str, reason: str = "no reason was given") -> tuple[int, int]:
+def rollback(
+    store: Store, concept: str, reason: str = "no reason was given", *, public_key: Path | None = None
+) -> tuple[int, int]:
     """Give the champion alias back to the previous version; returns (from, to).
 
     Args:
         reason: kept with the version that is left.
+        public_key: the version it goes back to has to be signed with its pair; default: the configured key, if any.
 
     Raises:
         InvalidInput: nothing is registered.
@@ -167,11 +204,11 @@ def rollback(store: Store, concept: str, reason: str = "no reason was given") ->
     """
     registry.require_registered(store, concept)
     with store.lock(f"registry-{concept}"):
-        settle(store, concept)
+        settle(store, concept, public_key=public_key)
         intent = rollback_intent(store, concept, reason)
         if intent is None or intent.source is None:
             raise PromotionRefused(f"{model_name(concept)} has no previous champion to go back to")
         with registry.adapter_folder(store, concept, intent.target) as folder:
-            blessings.require(registry.version(store, concept, intent.target), folder)
+            blessings.require(registry.version(store, concept, intent.target), folder, public_key)
         move(store, concept, intent)
         return intent.source, intent.target

@@ -1,9 +1,10 @@
 """Signatures of adapter folders with a key pair, by the `model-signing` library (the extra `signing`).
 
 `PURECC_SIGNING_KEY` names the private key (PEM, elliptic curve) that every newly registered adapter is signed with;
-`PURECC_SIGNING_PASSWORD` decrypts it. With `PURECC_PUBLIC_KEY` only adapters signed by its pair are promoted, and
-served. The signature is a Sigstore bundle over every file of the folder; it is kept as a tag of the version, so that
-one can be given later, too.
+`PURECC_SIGNING_PASSWORD` decrypts it. With `PURECC_PUBLIC_KEY`, or `promotion.public_key` of a profile, only adapters
+signed by its pair are promoted, drawn with and exported; the MLflow model cannot look (docs/security.md). The signature
+is a Sigstore bundle over every file of the folder; it is kept as a tag of the version, so that one can be given later,
+too.
 """
 
 from __future__ import annotations
@@ -69,6 +70,11 @@ def verify(folder: Path, bundle: str, key: Path) -> None:
             raise IntegrityError(f"its signature does not verify with {key.name}: {error}") from error
 
 
+def policy_key(root: Path, stated: str | None) -> Path | None:
+    """The public key that a profile of the project at `root` states; None where PURECC_PUBLIC_KEY goes before it."""
+    return root / stated if stated and not os.environ.get(PUBLIC_KEY) else None
+
+
 def require_signed(folder: Path, bundle: str | None, key: Path | None = None) -> bool:
     """Refuse a folder that is not signed as configured; False where no public key is.
 
@@ -84,7 +90,8 @@ def require_signed(folder: Path, bundle: str | None, key: Path | None = None) ->
     if key is None:
         return False
     if not bundle:
-        raise IntegrityError(f"it is not signed, and {PUBLIC_KEY} asks for a signature (purecc models sign)")
+        asked = f"{PUBLIC_KEY} or promotion.public_key of the profile asks for a signature"
+        raise IntegrityError(f"it is not signed, and {asked} (purecc models sign)")
     verify(folder, bundle, key)
     return True
 

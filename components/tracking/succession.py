@@ -12,6 +12,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from components.errors import PureCCError
@@ -129,7 +130,9 @@ def _finish(store: Store, concept: str, intent: Intent) -> None:
     registry.remove_model_tag(store, concept, INTENT)
 
 
-def reconcile(store: Store, concept: str, *, replace_broken: bool = False) -> Repair | None:
+def reconcile(
+    store: Store, concept: str, *, replace_broken: bool = False, public_key: Path | None = None
+) -> Repair | None:
     """Complete or undo a half-done move and put deleted or foreign aliases right; None: nothing was wrong.
 
     Meant to be called when a process starts; every promotion and rollback does it first.
@@ -137,19 +140,22 @@ def reconcile(store: Store, concept: str, *, replace_broken: bool = False) -> Re
     Args:
         replace_broken: also fetch the champion's bytes, and where they are gone or changed go back to the last
             champion that is whole. Not done unasked: a store that does not answer looks much the same.
+        public_key: what may be the champion has to be signed with its pair; default: the configured key, if any.
 
     Raises:
         LockNotTaken: another process holds the concept.
     """
     with store.lock(f"registry-{concept}"):
-        return settle(store, concept, replace_broken=replace_broken)
+        return settle(store, concept, replace_broken=replace_broken, public_key=public_key)
 
 
-def settle(store: Store, concept: str, *, replace_broken: bool = False) -> Repair | None:
+def settle(
+    store: Store, concept: str, *, replace_broken: bool = False, public_key: Path | None = None
+) -> Repair | None:
     """`reconcile`, for a caller that holds the lock."""
     intent = pending(store, concept)
     if intent is not None:
-        return _settle_intent(store, concept, intent)
+        return _settle_intent(store, concept, intent, public_key)
     known, found = state(store, concept), registry.aliases(store, concept)
     if known is None:
         return None
@@ -158,14 +164,16 @@ def settle(store: Store, concept: str, *, replace_broken: bool = False) -> Repai
         return None
     if champion != known.champion:
         problem = "the alias champion was deleted" if champion is None else f"version {champion} was set from outside"
-        if champion is not None and problem_of(store, concept, champion) is None:
+        if champion is not None and problem_of(store, concept, champion, public_key) is None:
             previous = found.get(PREVIOUS)
             left = State(champion, previous, known.sequence + 1)
             registry.set_model_tag(store, concept, STATE, json.dumps(asdict(left)))
             return Repair(concept, "adopted", champion, f"{problem}; it passed its gates and is whole")
-        return _go_back(store, concept, "restored", problem, [known.champion, *_ancestors(store, concept, known)])
-    if replace_broken and (broken := problem_of(store, concept, champion)) is not None:
-        return _go_back(store, concept, "replaced", f"version {champion}: {broken}", _ancestors(store, concept, known))
+        candidates = [known.champion, *_ancestors(store, concept, known)]
+        return _go_back(store, concept, "restored", problem, candidates, public_key)
+    if replace_broken and (broken := problem_of(store, concept, champion, public_key)) is not None:
+        problem, candidates = f"version {champion}: {broken}", _ancestors(store, concept, known)
+        return _go_back(store, concept, "replaced", problem, candidates, public_key)
     return None
 
 
@@ -174,8 +182,8 @@ def _retired(store: Store, concept: str, number: int) -> bool:
     return any(version.number == number and RETIRED in version.tags for version in registry.versions(store, concept))
 
 
-def _settle_intent(store: Store, concept: str, intent: Intent) -> Repair:
-    problem = problem_of(store, concept, intent.target)
+def _settle_intent(store: Store, concept: str, intent: Intent, public_key: Path | None) -> Repair:
+    problem = problem_of(store, concept, intent.target, public_key)
     if problem is None:
         _finish(store, concept, intent)
         detail = f"the {intent.kind} of version {intent.target} was cut off and is completed"
@@ -191,12 +199,17 @@ def _settle_intent(store: Store, concept: str, intent: Intent) -> Repair:
 
 
 def _go_back(
-    store: Store, concept: str, action: Literal["restored", "replaced"], problem: str, candidates: list[int]
+    store: Store,
+    concept: str,
+    action: Literal["restored", "replaced"],
+    problem: str,
+    candidates: list[int],
+    public_key: Path | None,
 ) -> Repair:
     """Make the first candidate that may be it the champion."""
     found = registry.aliases(store, concept)
     for number in candidates:
-        if problem_of(store, concept, number) is not None:
+        if problem_of(store, concept, number, public_key) is not None:
             continue
         previous = next((each for each in candidates[candidates.index(number) + 1 :]), None)
         intent = Intent(
@@ -228,11 +241,11 @@ def _chain(by_number: dict[int, Version], known: State) -> Iterator[int]:
         number = int(replaced) if replaced else None
 
 
-def problem_of(store: Store, concept: str, number: int) -> str | None:
+def problem_of(store: Store, concept: str, number: int, public_key: Path | None = None) -> str | None:
     """Why a version may not be the champion: its bytes or its statements; None: it may."""
     try:
         with registry.adapter_folder(store, concept, number) as folder:
-            blessings.require(registry.version(store, concept, number), folder)
+            blessings.require(registry.version(store, concept, number), folder, public_key)
     except PureCCError as error:
         return str(error)
     return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ class Check:
 
     Attributes:
         detail: the first problem, or what was found right.
-        passed: what was looked at and found right: `bytes`, `gates`, `servability`, `data`, `base`, `recording`,
-            `signature`; of a bundle `manifest`, `pins`, `adapters`, `versions`; what a version does not have is not
-            looked at.
+        passed: what was looked at and found right: `bytes`, `gates`, `servability`, `approval`, `data`, `base`,
+            `recording`, `signature`; of a bundle `manifest`, `pins`, `adapters`, `versions`; what a version does not
+            have is not looked at, and a statement that refuses it is not right.
         problems: what was found wrong.
     """
 
@@ -46,8 +47,14 @@ class Check:
         }
 
 
-def verify(store: Store, concept: str, number: int | None = None) -> list[Check]:
+def verify(store: Store, concept: str, number: int | None = None, *, public_key: Path | None = None) -> list[Check]:
     """Check one version, or every version that bears an alias; of a bundle its files and every version that it pins.
+
+    The champion also has to be one that may be it: every blessing that was asked for is there and says so. A version
+    that was refused and is not the champion is as right as any.
+
+    Args:
+        public_key: the bytes have to be signed with its pair; default: the configured key, if any.
 
     Raises:
         InvalidInput: nothing is registered, or not that version.
@@ -59,35 +66,36 @@ def verify(store: Store, concept: str, number: int | None = None) -> list[Check]
         everything = registry.versions(store, concept)
         chosen = [each for each in everything if each.aliases] or everything[:1]
     check = _check_bundle if concept == bundles.NAME else _check
-    return [check(store, version) for version in chosen]
+    return [check(store, version, public_key) for version in chosen]
 
 
-def _check_bundle(store: Store, version: Version) -> Check:
+def _check_bundle(store: Store, version: Version, public_key: Path | None) -> Check:
     problems = bundles.problems_of(store, version)
     passed = [] if problems else ["manifest", "pins", "adapters"]
     if CHAMPION in version.aliases and version.status != "passed":
         problems.append(f"is the champion though its checks say {version.status!r}")
     pinned = [pin for pin in bundles.pins(version) if pin.version is not None]
-    wrong = [problem for pin in pinned for problem in _pin_problems(store, pin)]
+    wrong = [problem for pin in pinned for problem in _pin_problems(store, pin, public_key)]
     passed += ["versions"] if pinned and not wrong else []
     problems += wrong
     detail = "; ".join(problems) or f"{', '.join(passed)}: as registered; {len(bundles.pins(version))} concepts"
     return Check(version.number, version.aliases, not problems, detail, tuple(passed), tuple(problems))
 
 
-def _pin_problems(store: Store, pin: bundles.Pin) -> list[str]:
+def _pin_problems(store: Store, pin: bundles.Pin, public_key: Path | None) -> list[str]:
     """What is wrong with the registered version that a bundle pins."""
     try:
         pinned = registry.version(store, pin.name, pin.version or 0)
     except PureCCError as error:
         return [str(error)]
-    found = [f"{model_name(pin.name)} version {pinned.number}: {each}" for each in _check(store, pinned).problems]
+    problems = _check(store, pinned, public_key).problems
+    found = [f"{model_name(pin.name)} version {pinned.number}: {each}" for each in problems]
     if pinned.tags.get("adapter/digest") != pin.adapter:
         found.append(f"{model_name(pin.name)} version {pinned.number} holds another adapter than was pinned")
     return found
 
 
-def _check(store: Store, version: Version) -> Check:
+def _check(store: Store, version: Version, public_key: Path | None) -> Check:
     problems: list[str] = []
     passed: list[str] = []
     digest = ""
@@ -97,12 +105,18 @@ def _check(store: Store, version: Version) -> Check:
             passed.append("bytes")
             for name, look in _LOOKS.items():
                 _note(name, look, version, folder, passed, problems)
+            signed = functools.partial(_signature, public_key=public_key)
+            _note("signature", signed, version, folder, passed, problems)
     except PureCCError as error:
         problems.append(str(error))
     if RECORDING_DIGEST in version.tags:
         problem = _recording_problem(store, version)
         passed += [] if problem else ["recording"]
         problems += [problem] if problem else []
+    refusal = blessings.refusal(version) if CHAMPION in version.aliases else None
+    # a report that was altered is told already
+    if refusal is not None and not any(problem in refusal for problem in problems):
+        problems.append(f"is the champion though it may not be: {refusal}")
     detail = "; ".join(problems) or f"{', '.join(passed)}: as registered; content {digest[:12]}"
     return Check(version.number, version.aliases, not problems, detail, tuple(passed), tuple(problems))
 
@@ -125,15 +139,13 @@ def _note(
         passed.append(name)
 
 
-def _gates(version: Version, folder: Path) -> str | None:
-    problem = blessings.binding_problem(version, blessings.QUALITY)
-    if problem is None and CHAMPION in version.aliases and version.status != "passed":
-        return f"is the champion though its gates say {version.status!r}"
-    return problem if "gate/status" in version.tags else ""
+def _statement(keys: Sequence[str]) -> Callable[[Version, Path], str | None]:
+    """Looks at a statement that a version bears: None where it is bound to the version and says `passed`."""
 
+    def look(version: Version, folder: Path) -> str | None:
+        return blessings.binding_problem(version, keys) or (None if version.tags.get(keys[0]) == "passed" else "")
 
-def _servability(version: Version, folder: Path) -> str | None:
-    return blessings.binding_problem(version, blessings.SERVABILITY) if "servability/status" in version.tags else ""
+    return look
 
 
 def _provenance(folder: Path, section: str, key: str) -> str | None:
@@ -172,8 +184,8 @@ def _same(what: str, found: str | None, registered: str | None) -> str | None:
     return f"made from the {what} {str(found)[:12]}, registered with {registered[:12]}"
 
 
-def _signature(version: Version, folder: Path) -> str | None:
-    return None if signing.require_signed(folder, version.tags.get(signing.TAG)) else ""
+def _signature(version: Version, folder: Path, public_key: Path | None) -> str | None:
+    return None if signing.require_signed(folder, version.tags.get(signing.TAG), public_key) else ""
 
 
 def _recording_problem(store: Store, version: Version) -> str | None:
@@ -187,9 +199,9 @@ def _recording_problem(store: Store, version: Version) -> str | None:
 
 
 _LOOKS: dict[str, Callable[[Version, Path], str | None]] = {
-    "gates": _gates,
-    "servability": _servability,
+    "gates": _statement(blessings.QUALITY),
+    "servability": _statement(blessings.SERVABILITY),
+    "approval": _statement(blessings.APPROVAL),
     "data": _data,
     "base": _base,
-    "signature": _signature,
 }

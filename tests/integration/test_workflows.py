@@ -69,6 +69,20 @@ def test_a_promotion_waits_for_a_person() -> None:
     assert jobs["promote"]["needs"] == "gates"
 
 
+def test_who_moves_an_alias_reaches_the_server_that_holds_the_lock_across_hosts() -> None:
+    moving = re.compile(r"purecc (models (promote|rollback|repair)|retrain|customize|continual)\b")
+    found = [
+        (step["run"], given)
+        for path in WORKFLOWS
+        for _, step, given in steps(path)
+        if moving.search(step.get("run", ""))
+    ]
+    assert any("models promote" in command for command, _ in found)
+    for command, given in found:
+        for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_URI"):
+            assert name in given, command
+
+
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of programs that write down how they were called: what reaches beyond the project."""

@@ -148,6 +148,50 @@ def test_a_successor_is_judged_against_the_champion_and_can_be_rolled_back(custo
     again = customized.purecc(*NAME, *settings, "--json")
     assert (again.json["status"], again.json["champion"]) == ("unchanged", 1)
     assert "models promote spotted_star 2" in again.json["reason"]
+    back = customized.purecc("models", "promote", "spotted_star", "2", "--json")
+    assert back.json == {"name": "spotted_star", "champion": 2, "replaced": 1}
+    # version 1 was judged when there was no champion
+    stale = customized.purecc("models", "promote", "spotted_star", "1", "--json")
+    assert (stale.code, stale.json["error"]["kind"]) == (1, "StaleJudgement")
+    assert "judge it again with purecc customize spotted_star" in stale.json["error"]["message"]
+    done = customized.purecc("models", "promote", "spotted_star", "1", "--reason", "2 draws it too large", "--json")
+    assert (done.code, done.json["replaced"]) == (0, 2)
+    kept = registry.version(open_store(customized.root), "spotted_star", 1).tags["promotion/reason"]
+    assert kept == "2 draws it too large"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "a <spotted_star> star", "--profile", "micro"),
+        ("export", "spotted_star", "--format", "diffusers", "--profile", "micro"),
+        ("export", "spotted_star", "--format", "diffusers", "--profile", "micro", "--version", "1"),
+        ("models", "promote", "spotted_star", "1"),
+        ("models", "verify", "spotted_star"),
+        ("models", "repair", "spotted_star", "--profile", "micro"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_a_profile_that_asks_for_signatures_is_heeded_wherever_it_is_known(
+    customized: Any, command: tuple[str, ...]
+) -> None:
+    customized.change_profile(lambda content: content["promotion"].update(public_key="key.pub"))
+    done = customized.purecc(*command, "--json")
+    assert done.code == 1, done.stdout
+    assert "not signed" in done.stdout
+    assert not (customized.root / "exports").exists()
+    assert not (customized.root / "generated.png").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [("generate", "a <spotted_star> star"), ("export", "spotted_star", "--format=diffusers")]
+)
+def test_a_champion_that_was_set_by_hand_is_neither_drawn_with_nor_exported(
+    customized: Any, command: tuple[str, ...]
+) -> None:
+    registry.set_tags(open_store(customized.root), "spotted_star", 1, {"gate/status": "refused"})
+    done = customized.purecc(*command, "--profile", "micro", "--json")
+    assert (done.code, done.json["error"]["kind"]) == (1, "PromotionRefused")
 
 
 def test_the_commands_of_a_consumer(customized: Any, tmp_path: Path) -> None:

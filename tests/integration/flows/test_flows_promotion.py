@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,10 +104,10 @@ def test_a_fresh_process_serves_what_is_promoted(customized: Any) -> None:
     assert "changes the base's picture by" in done.json["reason"]
 
 
-def answer_when_paused(answer: dict[str, Any], process: Any) -> None:
-    """Answer the paused flow run as the page does."""
+def answer_when_paused(answer: dict[str, Any], process: Any) -> dict[str, str]:
+    """Answer the paused flow run as the page does; gives the artifacts that a person finds there, key -> content."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowRunFilter
     from prefect.flow_runs import resume_flow_run
 
     paused = FlowRunFilter.model_validate({"state": {"type": {"any_": ["PAUSED"]}}})
@@ -115,7 +117,13 @@ def answer_when_paused(answer: dict[str, Any], process: Any) -> None:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(1)
+        its = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[found[0].id]))
+        shown = {str(each.key): str(each.data) for each in client.read_artifacts(artifact_filter=its)}
+        for data in shown.values():
+            for link in re.findall(r"file://([^)\s]+)", data):
+                assert Path(link).read_text().lstrip().lower().startswith("<!doctype html>")
     resume_flow_run(found[0].id, run_input=answer)
+    return shown
 
 
 @pytest.mark.parametrize("approve", [True, pytest.param(False, marks=pytest.mark.long)])
@@ -127,7 +135,7 @@ def test_a_person_is_asked_before_the_alias_moves(customized: Any, approve: bool
         "customize", "spotted_star", "--profile", "micro", *settings, PREFECT_API_URL=str(PREFECT_API_URL.value())
     )
     try:
-        answer_when_paused({"approve": approve, "name": "Ada", "note": "seen"}, process)
+        shown = answer_when_paused({"approve": approve, "name": "Ada", "note": "seen"}, process)
         out, err = process.communicate(timeout=500)
     finally:
         if process.poll() is None:
@@ -137,6 +145,11 @@ def test_a_person_is_asked_before_the_alias_moves(customized: Any, approve: bool
     store = open_store(customized.root)
     version = registry.version(store, "spotted_star", 2)
     assert version.tags["approval/by"] == "Ada"
+    # what was there while it was paused: the gates, and a link to the report, which is kept in MLflow as well
+    assert "fidelity/clip_i" in shown["gates-spotted-star"]
+    report = f"{version.tags['run']}.html"
+    assert f"{report})" in shown["report-spotted-star"]
+    assert [each.path for each in store.client.list_artifacts(version.tags["run"], "report")] == [f"report/{report}"]
     if approve:
         assert (process.returncode, said["status"], said["champion"]) == (0, "promoted", 2), err
     else:

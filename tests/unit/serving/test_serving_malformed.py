@@ -34,6 +34,7 @@ from components.settings import BaseSettings, LoraSettings, SamplingSettings
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FOLDERS, REQUESTS, NAMES = 400, 700, 100
+CONTROL = "\0\x07\x1b\x7f\x85\x9b\ue000\ufdd0"  # control, private, no character: what has no place in a text
 HANGS = 120  # seconds after which one of them counts as hanging
 KINDS = (
     *("truncate", "garbage", "pickle", "header", "length", "nan", "infinite", "missing", "zero", "shape", "rename"),
@@ -199,6 +200,7 @@ def test_spoilt_adapter_folders_are_refused_by_name(
 def rubbish(chance: random.Random) -> bytes:
     """The body of a request that is wrong in one way or another."""
     values: list[Any] = [None, True, -1, 1.5, 10**40, "", " ", "x" * 5000, [], {}, ["a"], "\ud800", "\0", float("inf")]
+    values += [f"a{character}b" for character in CONTROL]
     sound: dict[str, Any] = {"prompt": "a <star> star", "seed": 1, "steps": 1, "guidance": 1.0}
     way = chance.randrange(6)
     if way == 0:
@@ -213,11 +215,11 @@ def rubbish(chance: random.Random) -> bytes:
         concept = chance.choice(["<nobody>", "<../../etc>  [V]", "[V]", "<nobody> and <star>", "[V] <star>"])
         return json.dumps({**sound, "prompt": f"a {concept} star"}).encode()
     wrong = {
-        "prompt": [None, True, 3, "", " ", "x" * 5000, [], {}, "\ud800", "a\0b"],
+        "prompt": [None, True, 3, "", " ", "x" * 5000, [], {}, "\ud800", *(f"a{character}b" for character in CONTROL)],
         "seed": [True, -1, 1.5, 10**40, "1", [], {}],
         "steps": [0, -1, 1.5, 201, 10**40, "2", True],
         "guidance": [-1, 51, "4", [], True, 10**400],
-        "negative_prompt": [3, "x" * 5000, [], "\ud800", "<star>"],
+        "negative_prompt": [3, "x" * 5000, [], "\ud800", "<star>", *(f"a{character}b" for character in CONTROL)],
     }
     field = chance.choice(sorted(wrong))
     return json.dumps({**sound, field: chance.choice(wrong[field])}).encode()

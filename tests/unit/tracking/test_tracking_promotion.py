@@ -11,7 +11,7 @@ import yaml
 from components.errors import IntegrityError, InvalidInput
 from components.serving.requests import read_request
 from components.settings import Gate
-from components.tracking import promotion, registry, runs
+from components.tracking import promotion, registry, retirement, runs
 from components.tracking.gates import judge
 from components.tracking.promotion import ChampionChanged, PromotionRefused
 from components.tracking.registry import Version
@@ -21,14 +21,15 @@ Make = Callable[..., Path]
 
 
 def _register(store: Store, adapter: Path, *, score: float | None = 1.0) -> Version:
-    """Register an adapter; judged against a minimum of 0.5 unless the score is None."""
+    """Register an adapter; judged against the champion and a minimum of 0.5 unless the score is None."""
     with runs.run(store, "star", "customize") as tracker:
         version = registry.register(
             store, "star", adapter, run_id=tracker.run_id, base={"fingerprint": "f"}, tags={"run": tracker.run_id}
         )
     if score is not None:
-        report = judge({"m": score}, {"m": Gate(minimum=0.5)})
-        promotion.record_judgement(store, "star", version.number, report, key="k", against=None)
+        report, champion = judge({"m": score}, {"m": Gate(minimum=0.5)}), registry.by_alias(store, "star")
+        against = champion.tags["adapter/digest"] if champion else None
+        promotion.record_judgement(store, "star", version.number, report, key="k", against=against)
     return version
 
 
@@ -115,9 +116,34 @@ def test_promotion_and_rollback_walk_back_version_by_version(store: Store, make_
     assert registry.aliases(store, "star") == {"champion": 1}
     with pytest.raises(PromotionRefused, match="no previous"):
         promotion.rollback(store, "star")
-    assert promotion.promote(store, "star", 3) == 1
+    assert promotion.promote(store, "star", 3, reason="the complaint was about version 2") == 1
     assert registry.aliases(store, "star") == {"champion": 3, "previous": 1}
-    assert "promotion/rolled_back" not in registry.version(store, "star", 3).tags
+    tags = registry.version(store, "star", 3).tags
+    assert "promotion/rolled_back" not in tags
+    assert tags["promotion/reason"] == "the complaint was about version 2"
+
+
+def test_a_version_judged_against_another_champion_needs_a_reason(store: Store, make_adapter: Make) -> None:
+    numbers = [_register(store, make_adapter(bytes([number]), f"a{number}")).number for number in range(2)]
+    assert promotion.promote(store, "star", numbers[0]) is None  # judged when there was no champion: there is none
+    with pytest.raises(promotion.StaleJudgement, match="judged against no champion, and version 1 is the champion now"):
+        promotion.promote(store, "star", numbers[1])
+    third = _promoted(store, make_adapter(b"3", "c"))
+    with pytest.raises(PromotionRefused, match=r"judge it again with purecc customize star, or .* --reason TEXT"):
+        promotion.promote(store, "star", numbers[1])
+    assert promotion.rollback(store, "star") == (third, 1)
+    assert promotion.promote(store, "star", third) == 1  # it was judged against version 1
+    assert registry.version(store, "star", third).tags["promotion/reason"] == "every gate is passed"
+    assert promotion.promote(store, "star", numbers[1], reason="the other one draws the wrong logo") == third
+    tags = registry.version(store, "star", numbers[1]).tags
+    assert tags["promotion/reason"] == "the other one draws the wrong logo"
+
+
+def test_without_a_champion_no_judgement_is_stale(store: Store, make_adapter: Make) -> None:
+    _promoted(store, make_adapter(b"1", "a"))
+    second = _register(store, make_adapter(b"2", "b")).number
+    retirement.retire(store, "star", 1, "its data is gone")
+    assert promotion.promote(store, "star", second) is None
 
 
 def test_promoting_the_champion_again_changes_nothing(store: Store, make_adapter: Make) -> None:
@@ -187,7 +213,8 @@ def test_a_judgement_is_void_if_another_run_promoted_meanwhile(store: Store, mak
 
 def test_racing_promoters_end_with_one_champion_and_its_true_predecessor(store: Store, make_adapter: Make) -> None:
     numbers = [_register(store, make_adapter(bytes([n]), f"a{n}")).number for n in range(4)]
-    threads = [threading.Thread(target=promotion.promote, args=(store, "star", number)) for number in numbers]
+    promote, asked = promotion.promote, {"reason": "tried"}  # judged when there was no champion
+    threads = [threading.Thread(target=promote, args=(store, "star", number), kwargs=asked) for number in numbers]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -20,7 +20,7 @@ def _champion(store: Store, adapter: Path) -> str:
         version = registry.register(store, "star", adapter, run_id=tracker.run_id, base={}, tags={})
     report = judge({"m": 1.0}, {"m": Gate()})
     promotion.record_judgement(store, "star", version.number, report, key="k", against=None)
-    promotion.promote(store, "star", version.number)
+    promotion.promote(store, "star", version.number, reason="tried")
     return tracker.run_id
 
 

@@ -73,7 +73,7 @@ def promoted(store: Store, make_adapter: Make) -> tuple[int, int, int]:
     """Versions 1 (previous), 2 (champion) and 3 (challenger, which passed)."""
     numbers = tuple(register(store, make_adapter(bytes([n]), f"a{n}")) for n in range(3))
     promotion.promote(store, "star", numbers[0])
-    promotion.promote(store, "star", numbers[1])
+    promotion.promote(store, "star", numbers[1], reason="tried")  # all were judged when there was no champion
     return numbers  # type: ignore[return-value]
 
 
@@ -86,7 +86,7 @@ def test_a_move_cut_off_anywhere_is_completed(store: Store, promoted: tuple[int,
         with killed_at(store, number) as done:
             try:
                 if kind == "promotion":
-                    promotion.promote(store, "star", 3)
+                    promotion.promote(store, "star", 3, reason="tried")
                 else:
                     promotion.rollback(store, "star", "tried")
             except Killed:
@@ -115,7 +115,7 @@ def test_a_move_cut_off_anywhere_is_completed(store: Store, promoted: tuple[int,
 
 def test_a_half_done_move_to_a_version_that_broke_is_undone(store: Store, promoted: tuple[int, int, int]) -> None:
     with killed_at(store, 2), pytest.raises(Killed):
-        promotion.promote(store, "star", 3)
+        promotion.promote(store, "star", 3, reason="tried")
     harm(store, 3)
     repair = succession.reconcile(store, "star")
     assert repair is not None
@@ -126,7 +126,7 @@ def test_a_half_done_move_to_a_version_that_broke_is_undone(store: Store, promot
 
 def test_the_next_promotion_settles_what_was_cut_off(store: Store, promoted: tuple[int, int, int]) -> None:
     with killed_at(store, 1), pytest.raises(Killed):
-        promotion.promote(store, "star", 3)
+        promotion.promote(store, "star", 3, reason="tried")
     assert promotion.rollback(store, "star", "after all") == (3, 2)
     assert registry.version(store, "star", 3).tags["promotion/rolled_back"] == "after all"
 
@@ -198,7 +198,7 @@ def test_order_is_told_by_a_counter_and_not_by_a_clock(
     store: Store, promoted: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.time", lambda: 1.0)
-    promotion.promote(store, "star", 3)
+    promotion.promote(store, "star", 3, reason="tried")
     tags = [registry.version(store, "star", number).tags["promotion/sequence"] for number in (1, 2, 3)]
     assert tags == ["1", "2", "3"]
     assert promotion.rollback(store, "star") == (3, 2)
@@ -245,5 +245,5 @@ def test_another_ones_intent_is_never_carried_on(store: Store, promoted: tuple[i
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "set_model_tag", steal)
         with pytest.raises(promotion.ChampionChanged, match="another promotion"):
-            promotion.promote(store, "star", 3)
+            promotion.promote(store, "star", 3, reason="tried")
     assert registry.aliases(store, "star")["champion"] == 2
