@@ -146,17 +146,20 @@ def fetch_data(root: Path, name: str) -> None:
         LockNotTaken: another process has been fetching for an hour.
     """
     folder, locks = root / "data" / "concepts" / name, root / ".purecc" / "locks"
-    fetched_by_nobody = folder.exists() and not (locks / f"{_FETCHING}.lock").exists()
-    if fetched_by_nobody or not (root / "data.dvc").is_file():
+    nobody_fetched = not any(locks.glob(f"{_FETCHING}*"))
+    if (folder.exists() and nobody_fetched) or not (root / "data.dvc").is_file():
         return
+    begun = locks / f"{_FETCHING}-{name}"  # left by one that was killed while it fetched
     with file_lock(locks)(_FETCHING, timeout=3600):
-        if folder.exists():
+        if folder.exists() and not begun.exists():
             return
         from components.concepts import versions
 
         if name in versions.per_concept_digests(root):
             stderr.print(f"fetching the data of {name} (dvc pull) ...", style="dim")
+            begun.touch()
             versions.pull(root, name)
+            begun.unlink()
 
 
 def unchanged(job: Job) -> Outcome | None:
