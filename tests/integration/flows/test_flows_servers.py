@@ -83,7 +83,7 @@ def project(micro_template: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     )
     versions.add(root)
     versions.push(root)
-    for folder in ("data", ".dvc/cache", ".dvc/tmp"):
+    for folder in ("data", ".dvc/cache", ".dvc/tmp", ".git"):  # what the workers' image lacks
         shutil.rmtree(root / folder)
     make_deployable(root)
     micro(root, lambda deployments: None)
