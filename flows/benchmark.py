@@ -36,6 +36,7 @@ from flows import stages, tasks
 from flows.console import stderr
 from flows.job import Job, load_job
 from flows.session import Session
+from flows.start import fetch_data
 
 EXPERIMENT = "benchmark"
 
@@ -84,6 +85,8 @@ def benchmark(title: str, plan: dict[str, Any], target: str, facts: dict[str, st
     wanted, folder = Plan.model_validate(plan), project_root() / target
     store = open_store(project_root())
     parent = runs.resume(store, EXPERIMENT, title, {"benchmark/plan": digest_of(plan)[:40]})
+    for name in wanted.concepts:
+        fetch_data(project_root(), name)
     jobs = {cell: load_job(cell.concept, wanted.profile, cell.overrides) for cell in wanted.cells()}
     found = {cell: job.measurement(cell.scales) for cell, job in jobs.items()}
     rows = outcome.read_table(folder)

@@ -16,10 +16,12 @@ from typing import Any
 
 from prefect import flow
 
+from components.settings import project_root
 from flows import approval, recovery, tasks
 from flows.job import load_job
 from flows.outcome import GatesRefused
 from flows.session import open_session
+from flows.start import fetch_data
 
 
 @flow(name="customize", flow_run_name="{name}")
@@ -38,6 +40,7 @@ def customize(name: str, profile: str = "tiny", overrides: Sequence[str] = ()) -
         GatesRefused: the adapter was made, registered and refused.
     """
     recovery.announce()
+    fetch_data(project_root(), name)  # a worker that was never here has none
     job = load_job(name, profile, overrides)
     if job.profile.promotion.approval:
         approval.require_server()

@@ -13,6 +13,7 @@ from components.benchmark.plan import Plan
 from components.errors import InvalidInput
 from components.settings import load_profile, project_root
 from components.tracking import promotion, registry
+from components.tracking.locks import file_lock
 from components.tracking.registry import content_digest
 from components.tracking.store import is_empty, open_store
 from flows import recovery, stages
@@ -21,6 +22,8 @@ from flows.engine import connected, connected_with_threads, prefect_server, prep
 from flows.job import Job, load_job
 from flows.locks import open_shared_store
 from flows.outcome import GatesRefused, Outcome
+
+_FETCHING = "data"  # the lock of those who fetch data
 
 
 def customize(name: str, profile: str, overrides: Sequence[str] = (), *, anew: bool = False) -> Outcome:
@@ -135,16 +138,28 @@ def trigger_retrain(since: str, profile: str, overrides: Sequence[str], mode: st
 def fetch_data(root: Path, name: str) -> None:
     """Bring the data of a concept that data.dvc records and that is not here yet, as in a fresh clone.
 
+    Workers may share the project's folders: whoever fetches holds a lock, and whoever comes then waits, for what stands
+    there may be half of it.
+
     Raises:
         InvalidInput: the remote does not give it.
+        LockNotTaken: another process has been fetching for an hour.
     """
-    if (root / "data" / "concepts" / name).exists() or not (root / "data.dvc").is_file():
+    folder, locks = root / "data" / "concepts" / name, root / ".purecc" / "locks"
+    nobody_fetched = not any(locks.glob(f"{_FETCHING}*"))
+    if (folder.exists() and nobody_fetched) or not (root / "data.dvc").is_file():
         return
-    from components.concepts import versions
+    begun = locks / f"{_FETCHING}-{name}"  # left by one that was killed while it fetched
+    with file_lock(locks)(_FETCHING, timeout=3600):
+        if folder.exists() and not begun.exists():
+            return
+        from components.concepts import versions
 
-    if name in versions.per_concept_digests(root):
-        stderr.print(f"fetching the data of {name} (dvc pull) ...", style="dim")
-        versions.pull(root, name)
+        if name in versions.per_concept_digests(root):
+            stderr.print(f"fetching the data of {name} (dvc pull) ...", style="dim")
+            begun.touch()
+            versions.pull(root, name)
+            begun.unlink()
 
 
 def unchanged(job: Job) -> Outcome | None:

@@ -162,6 +162,7 @@ class ServerSite(Site):
         """Deploy, start two workers, and note which tables a fresh server leaves empty."""
         self._copy()
         self.stack.planted["worker"] = {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+        self.stack.confined = False  # a mount goes when its folder is replaced, as `fresh` does below running workers
         self.stack.start("deployments")
         self.stack.complete("deployments")
         self.stack.scale("worker", len(self.workers))

@@ -2,8 +2,9 @@
 
 Each service is started with the entrypoint, the command and the environment that the file states, through the file's
 own secrets, and is up when the file's own health check says so. Only addresses and paths are exchanged: `mlflow:5000`
-for `127.0.0.1:<free port>`, `/run/secrets` for a temporary folder, and so on (`Stack.native`). Three images are stood
-in for: PostgreSQL and Redis by Debian's packages, RustFS by moto's S3 server.
+for `127.0.0.1:<free port>`, `/run/secrets` for a temporary folder, and so on (`Stack.native`). Where this machine
+allows mounting, a process can write where the file lets its container write, and nowhere else (`servers.confinement`).
+Three images are stood in for: PostgreSQL and Redis by Debian's packages, RustFS by moto's S3 server.
 """
 
 from __future__ import annotations
@@ -26,13 +27,23 @@ import psutil
 import pytest
 import yaml
 
+from servers import confinement
 from servers.postgres import Postgres
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INFRA = REPOSITORY / "infra"
 # Service -> the port that it listens at in its container.
-PORTS = {"postgres": 5432, "redis": 6379, "rustfs": 9000, "mlflow": 5000, "prefect-server": 4200}
+PORTS = {
+    "postgres": 5432,
+    "redis": 6379,
+    "rustfs": 9000,
+    "mlflow": 5000,
+    "prefect-server": 4200,
+    "worker": 8080,
+    "proxy": 8081,
+}
 PROXY_PORTS = {"HTTP_PORT": 8080, "HTTPS_PORT": 8443}
+WORKING_DIRECTORIES = {"redis": "/data"}  # of images that are not ours
 START_SECONDS = 400.0  # machines that run tests are busy
 
 
@@ -64,12 +75,14 @@ class Stack:
         project: what stands for the worker's `/project`.
         variables: for `${NAME}` in the file.
         planted: service -> environment that a test adds to it.
+        confined: whether its processes write only where the file lets them.
     """
 
     folder: Path
     project: Path | None = None
     variables: dict[str, str] = field(default_factory=dict)
     planted: dict[str, dict[str, str]] = field(default_factory=dict)
+    confined: bool = field(default_factory=confinement.available)
 
     def __post_init__(self) -> None:
         self.content = read(self.variables)
@@ -108,51 +121,81 @@ class Stack:
 
     # The file as processes
 
-    def native(self, text: str, service: str) -> str:
-        """A value of the file as it has to be on this machine: ports of our own, paths of our own."""
-        for name, port in PORTS.items():
-            text = re.sub(rf"(?<![\w.-]){name}:{port}\b", f"127.0.0.1:{self.ports[name]}", text)
-        own = PORTS.get(service)
-        if own is not None:
-            text = re.sub(rf"(127\.0\.0\.1|0\.0\.0\.0):{own}\b", f"127.0.0.1:{self.ports[service]}", text)
-            text = re.sub(rf"^(--port=)?{own}$", rf"\g<1>{self.ports[service]}", text)
-        text = text.replace("--host=0.0.0.0", "--host=127.0.0.1")
-        for inside, outside in self._paths().items():
-            text = re.sub(rf"(?<![\w/]){inside}(?=/|$)", str(outside), text)
-        return text
+    # A name is that of a service, or of one of several processes of a service: `worker-1`.
 
-    def _paths(self) -> dict[str, Path]:
-        return {
+    def service_of(self, name: str) -> str:
+        return name if name in self.services else name.rpartition("-")[0]
+
+    def port(self, name: str) -> int:
+        """Where a process listens: at a port of its own."""
+        if name not in self.ports:
+            (self.ports[name],) = free_ports(1)
+        return self.ports[name]
+
+    def native(self, text: str, name: str) -> str:
+        """A value of the file as it has to be on this machine: ports of our own, paths of our own."""
+        for service, port in PORTS.items():
+            text = re.sub(rf"(?<![\w.-]){service}:{port}\b", f"127.0.0.1:{self.ports[service]}", text)
+        own = PORTS.get(self.service_of(name))
+        if own is not None:
+            text = re.sub(rf"(127\.0\.0\.1|0\.0\.0\.0):{own}\b", f"127.0.0.1:{self.port(name)}", text)
+            text = re.sub(rf"^(--port=)?{own}$", rf"\g<1>{self.port(name)}", text)
+        text = text.replace("--host=0.0.0.0", "--host=127.0.0.1")
+        paths = self._paths(name)
+        inside = "|".join(map(re.escape, sorted(paths, key=len, reverse=True)))
+        # in one go: what a path became may look like another one
+        return re.sub(rf"(?<![\w/])({inside})(?=/|$)", lambda match: str(paths[match[1]]), text)
+
+    def _paths(self, name: str) -> dict[str, Path]:
+        known = {
             "/run/secrets": self.secrets,
             "/etc/purecc": self.configuration,
             "/etc/caddy": self.configuration,
             "/project": self.project or self.folder,
-            "/tmp/prefect": self.folder / "prefect-home",
             "/certificates": self.folder / "certificates",
             "/backups": self.backups,
         }
+        mounts = (path for path in self._mounts(name) if not any(Path(path).is_relative_to(each) for each in known))
+        return {path: self.folder / "mounts" / name / path.lstrip("/") for path in mounts} | known
 
-    def command(self, service: str) -> list[str]:
+    def _mounts(self, name: str) -> list[str]:
+        """The paths in a service's container that the file lets it write to: its tmpfs, and its volumes."""
+        stated = self.services[self.service_of(name)]
+        volumes = [mount.split(":") for mount in stated.get("volumes", ())]
+        assert stated["read_only"] is True
+        return [
+            *(mount.partition(":")[0] for mount in stated.get("tmpfs", ())),
+            *(mount[1] for mount in volumes if mount[2:] != ["ro"]),
+        ]
+
+    def writable(self, name: str) -> list[Path]:
+        """The folders of this machine that stand for them."""
+        return [Path(self.native(path, name)) for path in self._mounts(name)]
+
+    def command(self, name: str) -> list[str]:
         """Entrypoint and command of a service."""
-        stated = self.services[service]
+        stated = self.services[self.service_of(name)]
         parts = [*stated.get("entrypoint", ()), *stated["command"]]
-        return [self.native(part, service) for part in parts]
+        return [self.native(part, name) for part in parts]
 
-    def environment(self, service: str) -> dict[str, str]:
+    def environment(self, name: str) -> dict[str, str]:
         """The environment of a service: what the file states, and what an image or machine brings along."""
+        service = self.service_of(name)
         values = self.services[service].get("environment", {})
-        stated = {name: self.native(str(value), service) for name, value in values.items()}
-        for name in PROXY_PORTS.keys() & stated.keys():
-            stated[name] = str(self.ports[name])
+        stated = {key: self.native(str(value), name) for key, value in values.items()}
+        for key in PROXY_PORTS.keys() & stated.keys():
+            stated[key] = str(self.ports[key])
         machine = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": str(self.folder),
+            "PATH": f"{Path(sys.executable).parent}:{self.postgres.superuser['PATH']}",
+            "HOME": str(self.folder / "home"),  # our images have none
+            "TMPDIR": self.native("/tmp", name),
             "SECRETS": str(self.secrets),
             "PYTHONPATH": str(REPOSITORY),
+            "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
             "LANG": "C.UTF-8",
         }
-        return {**machine, **stated, "HOME": str(self.folder), **self.planted.get(service, {})}
+        return {**machine, **stated, **self.planted.get(service, {})}
 
     def prepare(self) -> None:
         """Secrets by the script that makes them, and the files that images carry."""
@@ -189,26 +232,51 @@ class Stack:
             assert made.returncode == 0, made.stderr
             self._done.add(service)
             return
+        name = service if number is None else f"{service}-{number}"
         if service == "rustfs":  # moto takes any key; what is checked is that one arrives
             command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.ports[service])]
         else:
-            command = self.command(service) if service != "redis" else [*self.command(service), "--bind", "127.0.0.1"]
+            command = self.command(name) if service != "redis" else [*self.command(name), "--bind", "127.0.0.1"]
         if shutil.which(command[0]) is None:
             pytest.skip(f"no {command[0]}: apt-get install {command[0]}")
-        name = service if number is None else f"{service}-{number}"
-        stated = self.services[service].get("working_dir")
-        work = self.folder / name if stated is None else Path(self.native(stated, service))
-        work.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                command,
-                env=self.environment(service),
-                cwd=work,
+                self._contained(name, command),
+                env=self.environment(name),
+                cwd=self._work(name),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+
+    def _contained(self, name: str, command: Sequence[str]) -> list[str]:
+        """A command line as it runs in the service's container."""
+        writable = self.writable(name)
+        for folder in writable:
+            folder.mkdir(parents=True, exist_ok=True)
+        return confinement.confined(command, writable) if self.confined else list(command)
+
+    def _work(self, name: str) -> Path:
+        service = self.service_of(name)
+        stated = self.services[service].get("working_dir", WORKING_DIRECTORIES.get(service))
+        work = self.folder / name if stated is None else Path(self.native(stated, name))
+        work.mkdir(parents=True, exist_ok=True)
+        return work
+
+    def run(self, service: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """What `docker compose run` does: a service that ends by itself, with its own command or another one."""
+        entrypoint = [self.native(part, service) for part in self.services[service].get("entrypoint", ())]
+        return subprocess.run(
+            self._contained(service, [*entrypoint, *arguments] if arguments else self.command(service)),
+            env={**self.environment(service), **environment},
+            cwd=self._work(service),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
 
     def scale(self, service: str, count: int) -> None:
         """Start a service that many times, as `docker compose up --scale`."""
@@ -230,21 +298,20 @@ class Stack:
         assert process.wait(timeout=START_SECONDS) == 0, self.log(service)
         self._done.add(service)
 
-    def healthy(self, service: str) -> bool:
+    def healthy(self, name: str) -> bool:
         """Whether the file's health check of a service passes now."""
-        test = self.services[service]["healthcheck"]["test"]
+        test = self.services[self.service_of(name)]["healthcheck"]["test"]
         assert test[0] == "CMD"
-        command = [self.native(part, service) for part in test[1:]]
-        environment = {**self.environment(service), "PATH": f"{self.postgres.superuser['PATH']}"}
-        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-        return subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False).returncode == 0
+        command = [self.native(part, name) for part in test[1:]]
+        done = subprocess.run(command, env=self.environment(name), capture_output=True, timeout=60, check=False)
+        return done.returncode == 0
 
-    def await_health(self, service: str) -> None:
+    def await_health(self, name: str) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not self.healthy(service):
-            process = self.processes.get(service)
-            assert process is None or process.poll() is None, f"{service} ended:\n{self.log(service)}"
-            assert time.monotonic() < deadline, f"{service} is not healthy:\n{self.log(service)}"
+        while not self.healthy(name):
+            process = self.processes.get(name)
+            assert process is None or process.poll() is None, f"{name} ended:\n{self.log(name)}"
+            assert time.monotonic() < deadline, f"{name} is not healthy:\n{self.log(name)}"
             time.sleep(0.5)
 
     def log(self, service: str) -> str:

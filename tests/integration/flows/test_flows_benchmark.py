@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from components.tracking.store import open_store
+from flows.job import load_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect_api")]
 
@@ -86,3 +88,24 @@ def test_a_plan_with_an_unknown_setting_is_refused_before_anything_runs(customiz
     done = customized.process("benchmark", "--plan", "plan.yaml", "--json")
     assert done.code == 2
     assert done.json["error"]["field"] == "learning.etta"
+
+
+def test_a_worker_without_the_data_fetches_it(customized: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a deployment starts it: not by the command line, which fetches itself."""
+    from flows import benchmark
+
+    data = customized.root / "data"
+    shutil.rmtree(data)
+    monkeypatch.setenv("PURECC_HOME", str(customized.root))
+
+    class Enough(Exception):
+        pass
+
+    def loaded(name: str, profile: str, overrides: Any) -> None:
+        load_job(name, profile, overrides)
+        raise Enough
+
+    monkeypatch.setattr(benchmark, "load_job", loaded)
+    with pytest.raises(Enough):  # before it measures anything
+        benchmark.benchmark.fn("weekly", PLAN, "out")
+    assert (data / "concepts" / "spotted_star" / "concept.yaml").is_file()

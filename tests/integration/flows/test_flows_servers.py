@@ -1,4 +1,7 @@
-"""Two workers on real servers: Prefect and MLflow over HTTP with passwords, on PostgreSQL, artifacts in S3."""
+"""Two workers on real servers: Prefect and MLflow over HTTP with passwords, on PostgreSQL, artifacts in S3.
+
+The workers begin as their containers do: with an empty `data`, and with few folders that they can write to.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ import boto3
 import numpy as np
 import pytest
 from PIL import Image
+from prefect_site import make_deployable, micro
 from servers.compose import REPOSITORY, Stack
 
 from components.concepts import versions
@@ -37,19 +41,13 @@ PLANTED = {
 }
 
 # What a person does who has the servers' addresses and passwords in the environment.
-DEPLOY_AND_RUN = """
+RUN = """
 import json, sys, time
 from prefect import get_client
 from prefect.deployments import run_deployment
-from prefect.flows import EntrypointType
-from flows.customize import customize
 
-deployment = customize.to_deployment(
-    "customize", work_pool_name="purecc", entrypoint_type=EntrypointType.MODULE_PATH
-)
-deployment.apply()
 runs = [
-    run_deployment("customize/customize", parameters={"name": name, "profile": "micro"}, timeout=0, as_subflow=False)
+    run_deployment("customize/customize", parameters={"name": name}, timeout=0, as_subflow=False)
     for name in sys.argv[1:]
 ]
 with get_client(sync_client=True) as client:
@@ -84,6 +82,11 @@ def project(micro_template: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         texts=texts,
     )
     versions.add(root)
+    versions.push(root)
+    for folder in ("data", ".dvc/cache", ".dvc/tmp", ".git"):  # what the workers' image lacks
+        shutil.rmtree(root / folder)
+    make_deployable(root)
+    micro(root, lambda deployments: None)
     return root
 
 
@@ -102,8 +105,10 @@ def customized(servers: Stack, project: Path, clients: dict[str, str]) -> Iterat
     address = servers.mlflow_uri.replace("//", f"//pipeline:{servers.secret('mlflow_pipeline_password')}@")
     servers.planted["worker"] = {**PLANTED, "MLFLOW_TRACKING_URI": address, "PREFECT_WORKER_QUERY_SECONDS": "2"}
     servers.scale("worker", 2)
+    for number in range(2):
+        servers.await_health(f"worker-{number}")
     done = subprocess.run(
-        [sys.executable, "-c", DEPLOY_AND_RUN, *CONCEPTS],
+        [sys.executable, "-c", RUN, *CONCEPTS],
         env=clients,
         cwd=project,
         capture_output=True,
@@ -134,6 +139,7 @@ def test_each_worker_makes_a_champion(customized: dict[str, Any], servers: Stack
     assert finished == [1, 1]  # each takes one at a time
     for name in CONCEPTS:
         assert registry.aliases(store, name) == {"champion": 1}
+    assert sorted(folder.name for folder in (project / "data" / "concepts").iterdir()) == sorted(CONCEPTS)
     assert not (project / "mlruns").exists()
     rows = "SELECT count(*) FROM model_versions WHERE name IN ('purecc-spotted_star', 'purecc-dotted_circle')"
     assert servers.postgres.psql(rows, database="mlflow") == "2"

@@ -26,14 +26,8 @@ ODD_NAME = "a name with spaces & 100%.txt"
 
 def backup(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
     """What `docker compose run backup` runs."""
-    command = stack.command("backup")
-    if arguments:
-        command = [*command[: command.index("save")], *arguments]
-    path = stack.postgres.superuser["PATH"]
-    environment = {**stack.environment("backup"), "PATH": f"{stack.environment('backup')['PATH']}:{path}"}
-    return subprocess.run(
-        command, env=environment, cwd=stack.folder, capture_output=True, text=True, timeout=900, check=False
-    )
+    program = next(part for part in stack.command("backup") if part.endswith("backup.py"))
+    return stack.run("backup", *(("python", program, *arguments) if arguments else ()))
 
 
 def store_of(stack: Stack, folder: Path, patch: pytest.MonkeyPatch) -> Store:

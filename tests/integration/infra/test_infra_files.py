@@ -159,8 +159,9 @@ def test_kubernetes_runs_what_compose_runs(services: dict[str, dict[str, Any]], 
         assert environment == {key: str(value) for key, value in service.get("environment", {}).items()}, name
         mounted = {item["key"] for volume in pod["volumes"] for item in volume.get("secret", {}).get("items", ())}
         assert set(service.get("secrets", ())) <= mounted, name
-        if "healthcheck" in service and "readinessProbe" in container:
-            assert container["readinessProbe"]["exec"]["command"] == service["healthcheck"]["test"][1:]
+        if "healthcheck" in service:
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                assert container[probe]["exec"]["command"] == service["healthcheck"]["test"][1:], name
     # who talks to whom, as compose's networks have it
     for policy in (each for each in objects if each["kind"] == "NetworkPolicy" and each["spec"].get("ingress")):
         target = policy["metadata"]["name"]
@@ -179,6 +180,23 @@ def test_nothing_leaves_the_cluster_but_questions_to_its_dns(objects: list[dict[
     for rule in (rule for spec in policies for rule in spec.get("egress", ())):
         for peer in rule["to"]:
             assert peer == {"podSelector": {}} or {port["port"] for port in rule["ports"]} == {53}
+
+
+def test_a_restore_on_a_cluster_begins_with_what_it_needs_alone(objects: list[dict[str, Any]]) -> None:
+    """The commands of docs/servers.md: what they leave out would write before the backup is back."""
+    text = (REPOSITORY / "docs" / "servers.md").read_text()
+    (left_out,) = re.findall(r"-l 'app notin \(([\w,-]+)\)'", text)
+    kept = [each for each in objects if each["metadata"].get("labels", {}).get("app") not in left_out.split(",")]
+    assert {"Namespace", "PersistentVolumeClaim", "NetworkPolicy"} <= {each["kind"] for each in kept}
+    assert set(containers(kept)) == {"postgres", "redis", "rustfs", "backup"}
+    assert set(left_out.split(",")) <= {each["metadata"].get("labels", {}).get("app") for each in objects}
+    # what the job's command is replaced in, and whom it has to reach
+    (saved,) = (each["spec"]["jobTemplate"]["spec"]["template"] for each in objects if each["kind"] == "CronJob")
+    (container,) = saved["spec"]["containers"]
+    assert container["args"][:2] == ["python", "/etc/purecc/backup.py"]
+    programs = set(re.findall(r"/etc/purecc/(\w+\.py)", text))
+    assert programs == {"backup.py", "make_bucket.py"} <= {file.name for file in (INFRA / "servers").iterdir()}
+    assert saved["metadata"]["labels"]["app"] == "backup"
 
 
 def test_both_proxies_have_the_same_names_and_limits(objects: list[dict[str, Any]]) -> None:
@@ -209,7 +227,8 @@ def test_pods_are_hardened(objects: list[dict[str, Any]]) -> None:
             assert "memory" in container["resources"]["limits"]
 
 
-def test_the_images_carry_everything_and_run_as_nobody_in_particular(services: dict[str, dict[str, Any]]) -> None:
+def dockerfile() -> tuple[str, dict[str, list[tuple[str, str]]]]:
+    """The Dockerfile with its long lines joined, and its stages: name -> instructions and their arguments."""
     text = (INFRA / "Dockerfile").read_text().replace("\\\n", " ")
     instructions = [line.split(maxsplit=1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
     stages: dict[str, list[tuple[str, str]]] = {}
@@ -218,6 +237,64 @@ def test_the_images_carry_everything_and_run_as_nobody_in_particular(services: d
             stages[arguments.split(" AS ")[1]] = []
         elif stages:
             stages[list(stages)[-1]].append((name, arguments))
+    return text, stages
+
+
+def given_to_the_user(stage: list[tuple[str, str]]) -> set[str]:
+    """The folders that belong to the user of the image, by their whole paths."""
+    found, folder = set(), "/"
+    for name, arguments in stage:
+        if name == "WORKDIR":
+            folder = arguments
+        for given in re.findall(r"\bchown 10001:10001 ([^&]*)", arguments) if name == "RUN" else ():
+            found |= {str(Path(folder, path)) for path in given.split()}
+    assert "chown" not in str(stage) or found
+    return found
+
+
+def test_what_an_image_gives_to_its_user_is_a_mount_and_the_other_way_round(
+    services: dict[str, dict[str, Any]], objects: list[dict[str, Any]]
+) -> None:
+    """Elsewhere the root file system is read-only; and a new volume belongs to whom the image says."""
+    _, stages = dockerfile()
+    for target in ("servers", "worker", "proxy"):
+        mounts, on_kubernetes = set(), set()
+        for service in services.values():
+            if service.get("build", {}).get("target") == target:
+                for entry in service["tmpfs"]:
+                    path, _, options = entry.partition(":")
+                    assert options in ("mode=1777", "uid=10001,gid=10001")
+                    mounts.add(path)
+                mounts |= {entry.split(":")[1] for entry in service.get("volumes", ()) if not entry.endswith(":ro")}
+        assert mounts - {"/tmp"} == given_to_the_user(stages[target]) != set()
+        for container, _ in containers(objects).values():
+            if container["image"].startswith(f"purecc-{target}:"):
+                mounted = container.get("volumeMounts", ())
+                on_kubernetes |= {mount["mountPath"] for mount in mounted if not mount.get("readOnly")}
+        assert on_kubernetes == (mounts if target != "proxy" else set())
+    (worker,) = (service for name, service in services.items() if name == "worker")
+    assert given_to_the_user(stages["worker"]) <= {
+        *(entry.split(":")[0] for entry in worker["tmpfs"]),
+        *(entry.split(":")[1] for entry in worker["volumes"]),
+    }
+
+
+def test_what_ends_is_waited_for_and_what_stays_is_asked_for_its_health(services: dict[str, dict[str, Any]]) -> None:
+    """`docker compose up --wait` fails for a service that ended, well or not, unless another one waits for its end."""
+    awaited = {
+        name
+        for service in services.values()
+        for name, condition in service.get("depends_on", {}).items()
+        if condition["condition"] == "service_completed_successfully"
+    }
+    stay = {name for name, service in services.items() if service["restart"] == "unless-stopped"}
+    assert awaited == {name for name, service in services.items() if service["restart"] == "on-failure"}
+    assert {name for name, service in services.items() if "healthcheck" in service} == stay
+    assert {name for name in services if name not in stay | awaited} == {"backup"}
+
+
+def test_the_images_carry_everything_and_run_as_nobody_in_particular(services: dict[str, dict[str, Any]]) -> None:
+    text, stages = dockerfile()
     built = {service["build"]["target"] for service in services.values() if "build" in service}
     assert built == {"servers", "worker", "proxy"}
     for target in built:

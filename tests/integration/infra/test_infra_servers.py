@@ -7,7 +7,9 @@ import http.client
 import importlib.util
 import json
 import os
+import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -47,9 +49,25 @@ def status(url: str, user: str | None = None, password: str = "", method: str = 
 
 
 def test_every_health_check_of_the_file_passes(servers: Stack) -> None:
-    for name in servers.services:
+    """But for that of the worker, which needs a project: tests/integration/flows/test_flows_servers.py."""
+    for name in servers.services.keys() - {"worker"}:
         if "healthcheck" in servers.services[name]:
+            servers.start(name)
             servers.await_health(name)
+
+
+def test_services_that_stand_still_are_not_healthy(servers: Stack) -> None:
+    process = servers.processes["prefect-services"]
+    servers.await_health("prefect-services")
+    process.send_signal(signal.SIGSTOP)
+    try:
+        deadline = time.monotonic() + 60
+        while servers.healthy("prefect-services"):
+            assert time.monotonic() < deadline
+            time.sleep(1)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    servers.await_health("prefect-services")
 
 
 def test_both_servers_ask_for_a_password(servers: Stack) -> None:
@@ -60,6 +78,30 @@ def test_both_servers_ask_for_a_password(servers: Stack) -> None:
     assert status(mlflow, "pipeline", servers.secret("mlflow_pipeline_password")) == 200
     assert status(prefect) == status(prefect, user, "wrong") == 401
     assert status(prefect, user, password) == 200
+
+
+def test_a_browser_gets_the_pages_of_both_servers(servers: Stack) -> None:
+    """An approval is given on Prefect's page; the server starts without its pages where it cannot write them."""
+    for address, title in ((servers.prefect_url.removesuffix("/api"), "Prefect"), (servers.mlflow_uri, "MLflow")):
+        request = urllib.request.Request(f"{address}/", headers={"Accept": "text/html"})
+        password = f"pipeline:{servers.secret('mlflow_pipeline_password')}"
+        if title == "MLflow":
+            request.add_header("Authorization", f"Basic {base64.b64encode(password.encode()).decode()}")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert answer.headers.get_content_type() == "text/html"
+            page = answer.read().decode()
+        assert re.search(rf"<title>\s*{title}", page), page[:500]
+
+
+def test_a_process_writes_where_its_container_may_and_nowhere_else(servers: Stack) -> None:
+    if not servers.confined:
+        pytest.skip("mounting is not allowed here")
+    inside, outside = servers.writable("bucket")[0], servers.folder / "outside"
+    outside.mkdir()
+    for folder in (inside, outside, INFRA, Path(sys.prefix), Path("/var/tmp"), Path("/tmp")):
+        done = servers.run("bucket", sys.executable, "-c", "import sys; open(sys.argv[1], 'x')", f"{folder}/made")
+        assert (folder / "made").is_file() == (done.returncode == 0) == (folder == inside), done.stderr
+        assert folder == inside or "Read-only file system" in done.stderr
 
 
 def test_a_user_changes_only_what_is_theirs(servers: Stack) -> None:
@@ -119,14 +161,7 @@ def test_events_and_leases_go_through_redis(servers: Stack) -> None:
 
 def test_a_second_run_of_the_one_shot_services_changes_nothing(servers: Stack) -> None:
     for service in ("bucket", "mlflow-user", "prefect-database"):
-        done = subprocess.run(
-            servers.command(service),
-            env=servers.environment(service),
-            cwd=servers.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = servers.run(service)
         assert done.returncode == 0, done.stderr
     mlflow = f"{servers.mlflow_uri}/api/2.0/mlflow/experiments/get?experiment_id=0"
     assert status(mlflow, "pipeline", servers.secret("mlflow_pipeline_password")) == 200
@@ -135,10 +170,10 @@ def test_a_second_run_of_the_one_shot_services_changes_nothing(servers: Stack) -
 def test_the_deployments_are_those_of_the_project(servers: Stack) -> None:
     before, servers.project = servers.project, REPOSITORY
     try:
-        servers.start("deployments")
-        servers.complete("deployments")
+        done = servers.run("deployments")
     finally:
         servers.project = before
+    assert done.returncode == 0, done.stdout + done.stderr
     user, _, password = servers.secret("prefect_auth").partition(":")
     request = urllib.request.Request(f"{servers.prefect_url}/deployments/filter", data=b"{}", method="POST")
     request.add_header("Content-Type", "application/json")
@@ -196,17 +231,8 @@ def test_the_proxy_speaks_tls_and_lets_through_what_is_named(servers: Stack) -> 
 
 
 def test_a_server_without_its_secret_does_not_start(servers: Stack) -> None:
-    environment = {**servers.environment("mlflow"), "SECRETS": str(INFRA / "servers")}
-    environment["MLFLOW_AUTH_ADMIN_PASSWORD_FILE"] = str(INFRA / "servers" / "nothing")
-    done = subprocess.run(
-        servers.command("mlflow"),
-        env=environment,
-        cwd=servers.folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    missing = str(INFRA / "servers" / "nothing")
+    done = servers.run("mlflow", SECRETS=str(INFRA / "servers"), MLFLOW_AUTH_ADMIN_PASSWORD_FILE=missing)
     assert done.returncode == 1
     assert "MLFLOW_AUTH_ADMIN_PASSWORD_FILE" in done.stderr
 
