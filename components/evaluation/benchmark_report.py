@@ -27,6 +27,8 @@ from components.files import atomic_file
 AXES = (
     Axes("fidelity/recognised_probability", "preservation/prior_distance", worst=0.1),
     Axes("fidelity/recognised_probability", "preservation/outside_distance", worst=0.1),
+    Axes("fidelity/recognised_probability", "preservation/clip_t_delta", worst=10.0, better="higher"),
+    Axes("fidelity/recognised_probability", "preservation/seg_cons", worst=10.0, untouched=100.0, better="higher"),
     Axes("fidelity/dino_masked", "preservation/prior_distance", worst=0.1),
     Axes("fidelity/csd", "preservation/prior_distance", worst=0.1),
 )
