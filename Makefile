@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12   the interpreter that .venv is made with (default: the first of 3.11-3.13 that runs)
 #   PIP_ARGS=...        further arguments of pip, e.g. an index of CPU builds of torch
-#   JOBS=2              processes of the test run
+#   JOBS=3              processes of the test run: one more than two cores have, for tests wait for servers, too
 #   TESTS=tests/unit    what `make test` runs
 #   BENCH=--miniature   options of the benchmark
 
@@ -10,7 +10,7 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 TESTS ?= tests
 # Named after what is to be installed: a change of either file makes a new stamp, a mere change of times does not.
 STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
@@ -36,7 +36,7 @@ demo: $(STAMP) ## one shipped concept, from its folder to a champion adapter
 test: $(STAMP) ## the tests
 	$(BIN)/python -m pytest -m 'not long' $(TESTS) -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test-all: $(STAMP) ## and those that show the same in another way
+test-all: $(STAMP) ## and those that take long for what they add
 	$(BIN)/python -m pytest $(TESTS) -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) ## format, lint, types, import rules

@@ -28,15 +28,14 @@ def test_schedules_fire_and_workers_take_one_concept_each(site: Site) -> None:
         deployments["continual"]["schedules"] = [{"interval": INTERVAL, "active": True}]
         deployments["benchmark"]["schedules"] = []
 
-    site.prefect("deploy", "--all", "--prefect-file", str(REPOSITORY / "infra" / "prefect.yaml"))
+    micro(site.project.root, often)
+    site.prefect("deploy", "--all", "--prefect-file", "infra/prefect.yaml")
     deployed = {each["name"]: each for each in site.ask("/deployments/filter", {})}
     assert set(deployed) == {"customize", "continual", "retrain", "benchmark"}
-    assert deployed["continual"]["schedules"][0]["schedule"]["cron"] == "0 3 * * 1"
+    assert deployed["continual"]["schedules"][0]["schedule"]["interval"] == INTERVAL
     assert deployed["continual"]["global_concurrency_limit"]["limit"] == 1
     assert deployed["continual"]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
 
-    micro(site.project.root, often)
-    site.prefect("deploy", "--all", "--prefect-file", "infra/prefect.yaml")
     workers = [site.spawn(f"worker-{n}", "worker", "start", "--pool", "purecc", "--limit", "1") for n in (1, 2)]
     try:
         wait_until(lambda: any(run["state_type"] == "COMPLETED" for run in site.runs("continual")), 900)

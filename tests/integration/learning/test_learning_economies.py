@@ -122,6 +122,7 @@ def apart(a: dict[str, tuple[float, list[Tensor]]], b: dict[str, tuple[float, li
 
 
 @pytest.mark.slow
+@pytest.mark.long  # tracing every block takes as long as all other tests here
 def test_compiled_blocks_give_the_same_loss_and_gradients(
     backbone: SD3Backbone, concept: Concept, profile: MakeProfile
 ) -> None:

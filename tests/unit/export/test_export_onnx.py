@@ -124,6 +124,7 @@ def adaptable(backbone: SD3Backbone, exported: Path, tmp_path_factory: pytest.Te
 
 
 @pytest.mark.slow
+@pytest.mark.long  # a second export of a whole transformer
 def test_adapters_at_run_time_equal_the_folded_graph_and_torch(
     backbone: SD3Backbone,
     sampler: OnnxSampler,
@@ -174,6 +175,7 @@ def test_adapters_at_run_time_equal_the_folded_graph_and_torch(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_adapter_that_does_not_fit_is_refused(
     sampler: OnnxSampler, adaptable: Path, adapter: Path, backbone: SD3Backbone, tmp_path: Path
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime as dt
 import importlib
 from pathlib import Path
 from typing import Any
@@ -29,3 +31,14 @@ def test_the_plan_of_the_scheduled_benchmark_is_one() -> None:
 
     (plan,) = (item["parameters"]["plan"] for item in DEPLOYMENTS if item["name"] == "benchmark")
     assert list(Plan.model_validate(plan).cells())
+
+
+def test_what_is_scheduled_fires_once_a_week() -> None:
+    from prefect.server.schemas.schedules import CronSchedule
+
+    crons = {item["name"]: [each["cron"] for each in item.get("schedules", [])] for item in DEPLOYMENTS}
+    assert {name for name, found in crons.items() if found} == {"continual", "benchmark"}
+    start = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    for found in filter(None, crons.values()):
+        first, second = asyncio.run(CronSchedule(cron=found[0]).get_dates(2, start))
+        assert second - first == dt.timedelta(weeks=1)
