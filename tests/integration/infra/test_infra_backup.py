@@ -19,7 +19,7 @@ from components.tracking import promotion, registry, runs
 from components.tracking.gates import judge
 from components.tracking.store import Store, open_store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # every server of the file, twice
 CONCEPT = "saved_star"
 ODD_NAME = "a name with spaces & 100%.txt"
 
