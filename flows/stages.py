@@ -1,7 +1,7 @@
 """Stage artifacts: what a stage made, kept by the digest of everything it was made from, trusted only when whole.
 
-`<project>/.purecc/artifacts/<stage>/<key>/` is a folder with SHA256SUMS; `<project>/.purecc/work/<stage>/<key>/` is
-where the stage works, under the same name in every attempt, so that an interrupted one goes on from its checkpoint.
+`artifacts/<stage>/<key>/` in the project's `.purecc` is a folder with SHA256SUMS; the same in `work` beside it is where
+the stage works, under the same name in every attempt, so that an interrupted one goes on from its checkpoint.
 """
 
 from __future__ import annotations

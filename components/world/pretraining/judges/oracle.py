@@ -39,6 +39,5 @@ class OracleObjective(Judge):
     def save(self, folder: Path) -> None:
         """In the layout that `Oracle.load` reads."""
         self.oracle.save_pretrained(folder)
-        (folder / "README.md").unlink(
-            missing_ok=True
-        )  # the hub's template with nothing filled in; the base's card describes the oracle
+        # the hub's template with nothing filled in; the base's card describes the oracle
+        (folder / "README.md").unlink(missing_ok=True)
