@@ -132,8 +132,15 @@ def _sheet(cells: Sequence[Kept]) -> Any:
 
 
 def write_report(folder: Path, plan: Plan, facts: Mapping[str, str]) -> dict[str, Path]:
-    """The report of what `folder` holds: HTML, Markdown and tables; see `benchmark_report.write_benchmark`."""
-    cells = read_cells(folder / CELLS)
+    """The report of the plan's cells: HTML, Markdown and tables; see `benchmark_report.write_benchmark`.
+
+    What the tables of `folder` hold beside them stays there and is not shown: means are over the cells that were asked
+    for, not over whatever was measured before.
+
+    Returns:
+        `html`, `markdown` and `cells` -> file.
+    """
+    cells = _of_plan(read_cells(folder / CELLS), plan)
     order = {title: number for number, title in enumerate(plan.variants)}  # of the plan, not of the measuring
     cells = cells.sort_values("method", key=lambda methods: methods.map(order), kind="stable")
     sensitivities = {}
@@ -146,14 +153,19 @@ def write_report(folder: Path, plan: Plan, facts: Mapping[str, str]) -> dict[str
     machine = f"{os.cpu_count()} CPUs ({platform.machine()})"
     facts = {**facts, "measured on": machine, "time of all cells": f"{seconds / 3600:.1f} h of one process"}
     files = {name: folder / name for name in (CATEGORY_TABLE, LAMBDA_TABLE)}
-    tables = {name: pd.read_csv(file) if file.is_file() else None for name, file in files.items()}
+    tables = {name: _of_plan(pd.read_csv(file), plan) if file.is_file() else None for name, file in files.items()}
     benchmark = Benchmark(
         cells=cells,
         baseline=plan.baseline or next(iter(plan.variants)),
         history=tables[LAMBDA_TABLE],
         categories=tables[CATEGORY_TABLE],
         sensitivities=sensitivities,
-        sheets={path.stem: path for path in sorted((folder / SHEETS).glob("*.png"))},
+        sheets={path.stem: path for path in sorted((folder / SHEETS).glob("*.png")) if path.stem in plan.concepts},
         facts=facts,
     )
-    return write_benchmark(benchmark, folder)
+    return {**write_benchmark(benchmark, folder), "cells": folder / CELLS}
+
+
+def _of_plan(table: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    wanted = {(cell.variant, cell.concept, cell.seed) for cell in plan.cells()}
+    return table[[names in wanted for names in _names(table)]]

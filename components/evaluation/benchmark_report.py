@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from components.evaluation import benchmark_sections as sections
-from components.evaluation.cells import failed, measured, write_cells
+from components.evaluation.cells import failed, measured
 from components.evaluation.curve_section import HOW_CURVES_ARE_READ, frontier_section
 from components.evaluation.curves import (
     Axes,
@@ -48,7 +48,7 @@ class Benchmark:
     """What was measured.
 
     Attributes:
-        cells: the table of `components.evaluation.cells`, failed cells included.
+        cells: the rows to show of the table of `components.evaluation.cells`, failed ones included.
         baseline: the method that the others are tested against.
         axes: the planes in which curves are compared; the first one is used where there is room for one.
         levels: fidelities at which damage is compared besides the shared one.
@@ -114,13 +114,12 @@ class Benchmark:
 
 
 def write_benchmark(benchmark: Benchmark, folder: Path, name: str = "benchmark") -> dict[str, Path]:
-    """Write `<name>.html`, `<name>.md` (its pictures in `<name>/`), `<name>.csv` (the cells) and `<name>/<table>.csv`.
+    """Write `<name>.html`, `<name>.md` (its pictures in `<name>/`) and `<name>/<table>.csv`.
 
     Returns:
-        `html`, `markdown` and `cells` -> file.
+        `html` and `markdown` -> file.
     """
-    files = {kind: folder / f"{name}.{ending}" for kind, ending in
-             (("html", "html"), ("markdown", "md"), ("cells", "csv"))}  # fmt: skip
+    files = {kind: folder / f"{name}.{ending}" for kind, ending in (("html", "html"), ("markdown", "md"))}
     found, count = benchmark.sections(), len(measured(benchmark.cells))
     concepts = benchmark.cells["concept"].nunique()
     lead = (
@@ -130,7 +129,6 @@ def write_benchmark(benchmark: Benchmark, folder: Path, name: str = "benchmark")
     content = {"title": "Benchmark", "lead": lead, "facts": benchmark.facts, "sections": found}
     write_html(files["html"], **content)  # type: ignore[arg-type]
     write_markdown(files["markdown"], **content)  # type: ignore[arg-type]
-    write_cells(benchmark.cells, files["cells"])
     for table_name, table in benchmark.tables().items():
         with atomic_file(folder / name / f"{table_name}.csv") as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")

@@ -26,9 +26,9 @@ HOW_CURVES_ARE_READ = (
     "Every training step and every inference scale of a method is a point, and methods are compared by their best "
     "points. Hypervolume: the share of the plane up to the reference point that a curve dominates; mean over concepts "
     "± standard deviation over seeds. Shared fidelity: the highest that a method and the baseline both reach on a "
-    "concept, with every seed. The tests pair concepts, each the mean over its seeds: p by random signs of the "
-    "differences (two-sided; with n concepts never below 2 / 2^n), effect the rank-biserial correlation, Holm's "
-    "correction over the methods. Positive differences and effects are better than the baseline."
+    "concept, with every seed. The tests pair concepts, each the mean over the seeds that both methods have: p by "
+    "random signs of the differences (two-sided; with n concepts never below 2 / 2^n), effect the rank-biserial "
+    "correlation, Holm's correction over the methods. Positive differences and effects are better than the baseline."
 )
 
 

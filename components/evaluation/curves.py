@@ -120,7 +120,7 @@ def damage_at_fidelity(cells: pd.DataFrame, axes: Axes, level: float | dict[str,
 
 
 def compare(figures: pd.DataFrame, column: str, baseline: str, *, better: str) -> pd.DataFrame:
-    """Every method against one, paired by concept, each concept the mean over its seeds.
+    """Every method against one, paired by concept, each concept the mean over the seeds that both have.
 
     Args:
         figures: columns method, concept, seed and `column`.
@@ -130,13 +130,13 @@ def compare(figures: pd.DataFrame, column: str, baseline: str, *, better: str) -
         Columns method, concepts, difference, wins, effect, p_permutation, p_wilcoxon and p_holm (of `p_permutation`,
         over all methods compared here); see `paired_test`.
     """
-    by_concept = figures.dropna(subset=[column]).groupby(["method", "concept"])[column].mean().unstack("method")
+    by_run = figures.dropna(subset=[column]).groupby(_RUN)[column].mean().unstack("method")
     sign = 1.0 if better == "higher" else -1.0
     rows = []
     for method in methods_of(figures):
-        if method == baseline or method not in by_concept or baseline not in by_concept:
+        if method == baseline or method not in by_run or baseline not in by_run:
             continue
-        pairs = by_concept[[method, baseline]].dropna()
+        pairs = by_run[[method, baseline]].dropna().groupby(level="concept").mean()
         test = paired_test(sign * (pairs[method] - pairs[baseline]).to_numpy(dtype=np.float64))
         rows.append({"method": method, **test.to_dict()})
     columns = ["method", "concepts", "difference", "wins", "effect", "p_permutation", "p_wilcoxon"]
@@ -157,7 +157,7 @@ def compare_at_shared_fidelity(cells: pd.DataFrame, axes: Axes, baseline: str) -
     for method in methods_of(points):
         if method == baseline:
             continue
-        both = points[points["method"].isin([method, baseline])]
+        both = _of_common_runs(points[points["method"].isin([method, baseline])])
         shared = common_fidelity(both, axes)
         if shared:
             pairs.append(compare(damage_at_fidelity(both, axes, shared), "damage", baseline, better="lower"))
@@ -166,6 +166,12 @@ def compare_at_shared_fidelity(cells: pd.DataFrame, axes: Axes, baseline: str) -
         return compare(pd.DataFrame(columns=[*_RUN, "damage"]), "damage", baseline, better="lower").assign(level=[])
     result = pd.concat(pairs, ignore_index=True)
     return result.assign(p_holm=holm(result["p_permutation"].tolist()), level=result["method"].map(levels))
+
+
+def _of_common_runs(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells on concepts and with seeds that every method in the table has."""
+    having = cells.groupby(["concept", "seed"])["method"].transform("nunique")
+    return cells[having == cells["method"].nunique()]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

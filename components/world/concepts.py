@@ -25,11 +25,12 @@ _LICENSE = "CC0-1.0"
 
 @dataclass(frozen=True)
 class InstanceConcept:
-    """A shape in a held-out look, before one background."""
+    """A shape in a held-out look, before one background, in so many references."""
 
     look: str
     shape: str
     background: str
+    references: int = 4
 
 
 INSTANCES = {
@@ -41,14 +42,18 @@ INSTANCES = {
     "split_triangle": InstanceConcept("split", "triangle", "night"),
     "framed_cross": InstanceConcept("framed", "cross", "wood"),
     "zigzag_heart": InstanceConcept("zigzag", "heart", "snow"),
+    "striped_heart": InstanceConcept("striped", "heart", "stone", references=5),
 }
 STYLES = tuple(HELD_OUT_STYLES)
-_PLACES = (("left", "big"), ("right", "small"), ("middle", "big"), ("bottom", "small"))
+_LATER = ("striped_heart",)
+"""Concepts that came after the styles; the place in this order is a concept's seed, so new ones stand last."""
+_PLACES = (("left", "big"), ("right", "small"), ("middle", "big"), ("bottom", "small"), ("top", "big"))
+_STYLE_REFERENCES = 4
 
 
 def _instance_references(concept: InstanceConcept, rng: np.random.Generator) -> list[tuple[Scene, str]]:
     references = []
-    for position, size in _PLACES:
+    for position, size in _PLACES[: concept.references]:
         item = place(concept.shape, HELD_OUT_LOOKS[concept.look], None, position, size, rng)
         phase = rng.uniform(size=2)
         scene = Scene(concept.background, (item,), phase=(float(phase[0]), float(phase[1])))
@@ -61,7 +66,7 @@ def _style_references(style: str, rng: np.random.Generator) -> list[tuple[Scene,
     references = []
     backgrounds = rng.permutation(BACKGROUNDS)
     shapes = rng.permutation(SHAPES)
-    for index, (position, size) in enumerate(_PLACES):
+    for index, (position, size) in enumerate(_PLACES[:_STYLE_REFERENCES]):
         colour = str(rng.choice(list(COLOURS)))
         item = place(str(shapes[index]), solid(colour), colour, position, size, rng)
         phase = rng.uniform(size=2)
@@ -72,9 +77,9 @@ def _style_references(style: str, rng: np.random.Generator) -> list[tuple[Scene,
 
 
 def write_concepts(root: Path, *, seed: int = 0) -> list[Path]:
-    """Write every shipped concept to `root/<name>/`; each depends on the seed and its own name only."""
+    """Write every shipped concept to `root/<name>/`; each depends on the seed and its own place only."""
     folders = []
-    for number, name in enumerate([*INSTANCES, *STYLES]):
+    for number, name in enumerate([*(name for name in INSTANCES if name not in _LATER), *STYLES, *_LATER]):
         rng = np.random.default_rng((seed, number))
         instance = INSTANCES.get(name)
         references = _instance_references(instance, rng) if instance else _style_references(name, rng)

@@ -120,7 +120,7 @@ The first {shown} of the single-object prompts:
 ![samples](samples.png)
 
 ## The oracle
-On held-out renders, in %; a style's tone map can hide an object from anyone:
+On held-out renders, in %; a style's tone map can hide an object from anyone, *in plain sight* it does not:
 
 {_table(oracle)}
 

@@ -13,7 +13,7 @@ from components.world.family import TEXT_LENGTH
 from components.world.oracle import Oracle
 from components.world.pretraining.autoencoder import autoencoder_quality
 from components.world.pretraining.card import write_card
-from components.world.pretraining.quality import base_quality, oracle_quality
+from components.world.pretraining.quality import base_quality, oracle_quality, oracle_scenes
 from components.world.pretraining.recipe import Recipe
 from components.world.vocabulary import PLACEHOLDER_WORD
 
@@ -37,8 +37,8 @@ def describe(base: Path, evaluators: Path, *, work: Path, recipe: Recipe, seed: 
         seed=seed,
         quality=quality,
         oracle={
-            name: oracle_quality(oracle, count=4 * recipe.quality_prompts, seed=seed, styled=styled)
-            for name, styled in (("scenes", False), ("scenes in a style", True))
+            name: oracle_quality(oracle, scenes)
+            for name, scenes in oracle_scenes(count=8 * recipe.quality_prompts, seed=seed).items()
         },
         autoencoder=autoencoder_quality(
             AutoencoderKL.from_pretrained(base / "vae"), count=recipe.quality_prompts, seed=seed

@@ -1,7 +1,8 @@
-"""How well a base draws what a prompt says, by the oracle."""
+"""How well a base draws what a prompt says, by the oracle, and how well the oracle sees."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from components.backbones.interface import Backbone
 from components.world.captions import full_caption, subject_phrase
-from components.world.oracle import Oracle
+from components.world.oracle import UNNAMED, Oracle
 from components.world.pretraining.judges.judge import judge_scene, truth
 from components.world.render import render
 from components.world.scene import Scene, place
@@ -31,6 +32,8 @@ from components.world.vocabulary import (
 logger = logging.getLogger(__name__)
 GUIDANCE_SCALE = 4.0
 STEPS = 28
+PLAIN_SIGHT = 0.5
+"""Of `contrasts`: from here on nobody overlooks an object."""
 
 
 @dataclass(frozen=True)
@@ -136,23 +139,44 @@ def base_quality(
     return result, shown, texts
 
 
-def oracle_quality(oracle: Oracle, *, count: int, seed: int, styled: bool = False) -> dict[str, float]:
-    """Accuracy of each attribute on held-out renders that have an answer, and the masks' IoU.
+def oracle_scenes(count: int, seed: int) -> dict[str, list[Scene]]:
+    """Held-out scenes to measure the oracle on: as they are, in a style, and those of the latter in plain sight.
 
-    Args:
-        styled: over scenes in a style, whose tone map can hide an object; else over scenes as they are.
+    A style's tone map can give an object the colours of what is behind it, and hide it from anyone.
     """
     rng = np.random.default_rng((seed, 17))
-    scenes = [scene for scene in (judge_scene(rng) for _ in range(count)) if (scene.style is not None) == styled]
+    scenes = [judge_scene(rng) for _ in range(count)]
+    styled = [scene for scene in scenes if scene.style is not None]
+    clear = [scene for scene in styled if contrasts([scene])[0] >= PLAIN_SIGHT]
+    plain = [scene for scene in scenes if scene.style is None]
+    found = {"scenes": plain, "scenes in a style": styled, "in a style, in plain sight": clear}
+    return {name: kept for name, kept in found.items() if kept}
+
+
+def contrasts(scenes: Sequence[Scene]) -> list[float]:
+    """How much objects change the picture where they are: mean absolute difference to the empty scene, 0 to 2."""
+    with_objects = render(scenes)
+    without = render([dataclasses.replace(scene, objects=()) for scene in scenes]).images_BCHW
+    changes_BHW = (with_objects.images_BCHW - without).abs().mean(1)
+    masks_BHW = with_objects.masks_BNHW.sum(1) > 0.5
+    return [float(change[mask].mean()) for change, mask in zip(changes_BHW, masks_BHW, strict=True)]
+
+
+def oracle_quality(oracle: Oracle, scenes: Sequence[Scene]) -> dict[str, float]:
+    """Accuracy of each attribute on renders of scenes that have an answer, and the masks' IoU.
+
+    Looks and styles without a name are a question of their own (`unnamed look`): one random draw may be anywhere near a
+    named one, and to know it from all of those is harder than to know the named ones from each other.
+    """
     drawn = render(scenes)
     seen = oracle.predict(drawn.images_BCHW)
-    truths = [truth(scene) for scene in scenes]
-    result = {}
-    for name, words in seen.items():
-        known = [(word, item[name]) for word, item in zip(words, truths, strict=True) if item[name] is not None]
-        if known:
-            result[name] = float(np.mean([word == expected for word, expected in known]))
+    answers: dict[str, list[bool]] = {}
+    for index, expected in enumerate(map(truth, scenes)):
+        for name, label in expected.items():
+            if label is not None:
+                key = f"unnamed {name}" if label == UNNAMED else name
+                answers.setdefault(key, []).append(seen[name][index] == label)
     masks = torch.cat([oracle.object_mask(part) for part in drawn.images_BCHW.split(128)]) > 0.5
     true = drawn.masks_BNHW.sum(1) > 0.5
-    result["mask_iou"] = float((masks & true).sum() / (masks | true).sum())
-    return result
+    iou = float((masks & true).sum() / (masks | true).sum())
+    return {**{name: float(np.mean(right)) for name, right in answers.items()}, "mask_iou": iou}

@@ -159,10 +159,11 @@ def test_the_paired_test_is_the_exact_one(differences: list[float]) -> None:
     assert result.effect == pytest.approx((2 * positive - ranks.sum()) / ranks.sum())
 
 
-def test_methods_are_paired_by_concept_whatever_the_number_of_seeds() -> None:
+def test_methods_are_paired_by_concept_over_the_seeds_that_both_have() -> None:
     rows = []
     for number, concept in enumerate("uvwxyz"):
-        cells = (("base", 0, 0.5), ("base", 1, 0.6), ("good", 0, 0.45), ("same", 0, 0.55))
+        cells = (("base", 0, 0.5), ("base", 1, 0.6), ("base", 2, 9.0), ("good", 0, 0.4), ("good", 1, 0.5),
+                 ("same", 1, 0.6), ("same", 3, 0.0))  # fmt: skip
         rows += [{"method": m, "concept": concept, "seed": seed, "damage": d + number} for m, seed, d in cells]
     found = compare(pd.DataFrame(rows), "damage", "base", better="lower").set_index("method")
     assert found.loc["good", "difference"] == pytest.approx(0.1), "positive is better"
@@ -173,6 +174,15 @@ def test_methods_are_paired_by_concept_whatever_the_number_of_seeds() -> None:
     assert found.loc["same", "difference"] == pytest.approx(0, abs=1e-12)
     assert found.loc["good", "concepts"] == 6
     assert "base" not in found.index
+
+
+def test_a_seed_that_only_one_of_two_has_sets_no_shared_fidelity() -> None:
+    rows = [cell("base", "x", 0, 10, 0.6, 0.2), cell("other", "x", 0, 10, 0.5, 0.1), cell("base", "y", 0, 10, 0.4, 0.3)]
+    rows += [cell("other", "y", 0, 10, 0.4, 0.2), cell("base", "x", 1, 10, 0.1, 0.0), cell("base", "z", 0, 10, 0.2, 0)]
+    found = compare_at_shared_fidelity(table(*rows), AXES, "base").set_index("method").loc["other"]
+    assert found["level"] == pytest.approx((0.5 + 0.4) / 2)
+    assert found["difference"] == pytest.approx(0.1)
+    assert found["concepts"] == 2
 
 
 def test_holm_is_the_textbook_step_down() -> None:
