@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
 _WIDTH, _HEIGHT = 360, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 10, 26
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 10, 10, 26
 _POINTS = 240
 _KEY_ROW = 18
 PALETTE = ("#3350c4", "#0b7f86", "#c2410c", "#7c3aed", "#15803d", "#be185d", "#a16207", "#0369a1", "#64748b", "#1c2330")

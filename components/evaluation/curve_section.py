@@ -60,12 +60,13 @@ def frontier_section(cells: pd.DataFrame, axes: Axes, levels: Sequence[float], b
         f"Across: {axes.fidelity}, better high. Up: damage to {axes.preservation}, better low. Reference point of the "
         f"hypervolume: fidelity {axes.least:g}, damage {axes.worst:g}."
     )
-    parts: list[Part] = [
-        Chart("All methods, means over concepts and seeds", curve_chart(cells, axes), wide=True),
-        Table(head, rows),
-    ]
-    methods = methods_of(measured(cells))
-    for concept, own in axes.points(cells).groupby("concept", sort=False):
+    points, methods = axes.points(cells), methods_of(measured(cells))
+    parts: list[Part] = []
+    for kind, own in points.groupby("kind"):  # apart: a style changes a picture as no instance does
+        title = f"All methods, means over {kind} concepts and seeds"
+        parts.append(Chart(title, curve_chart(own, axes, title=title, methods=methods), wide=True))
+    parts.append(Table(head, rows))
+    for concept, own in points.groupby("concept", sort=False):
         parts.append(Chart(str(concept), curve_chart(own, axes, title=str(concept), methods=methods)))
     return Section(_title(axes), text, parts)
 

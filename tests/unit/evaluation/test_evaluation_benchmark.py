@@ -174,6 +174,16 @@ def test_a_report_of_few_cells_leaves_out_what_is_not_there(tmp_path: Path) -> N
         assert title not in page
 
 
+def test_means_of_instances_and_of_styles_are_drawn_apart() -> None:
+    section = frontier_section(cells(), AXES[0], (), "lora")
+    titles = [part.title for part in section.parts if isinstance(part, Chart)]
+    assert titles == [
+        "All methods, means over instance concepts and seeds",
+        "All methods, means over style concepts and seeds",
+        *"abcs",
+    ]
+
+
 def test_a_metric_of_styles_is_shown_for_styles_and_a_method_keeps_its_colour() -> None:
     table = cells().query("not (concept == 's' and method == 'lora')")
     section = frontier_section(table, Axes("fidelity/csd", "preservation/prior_distance", worst=0.5), (), "lora")
