@@ -127,13 +127,17 @@ class Plan(_Strict):
         if seeds:
             kept = {name: item.model_copy(update={"seeds": list(seeds)}) for name, item in kept.items()}
         names = [name for name in self.concepts if not concepts or name in concepts]
+        varied = {
+            setting: {value: title for value, title in points.items() if title in kept}
+            for setting, points in self.sensitivities.items()
+        }
         return self.model_copy(
             update={
                 "variants": kept,
                 "concepts": names,
                 "seeds": list(seeds) or self.seeds,
                 "baseline": self.baseline if self.baseline in kept else None,
-                "sensitivities": {},
+                "sensitivities": {setting: points for setting, points in varied.items() if len(points) > 1},
             }
         )
 

@@ -54,6 +54,17 @@ def test_a_part_of_a_plan_keeps_only_what_is_named(plan: Plan) -> None:
     assert [cell.title for cell in part.cells()] == ["lora heart seed 7", "long heart seed 7"]
 
 
+def test_a_part_of_a_plan_shows_the_sensitivity_to_a_setting_of_which_it_keeps_two_values_or_more() -> None:
+    variants = {"eta 0": ["learning.eta=0"], "eta 1": ["learning.eta=1"], "eta 2": ["learning.eta=2"]}
+    points = {float(name[-1]): name for name in variants}
+    plan = Plan.model_validate(
+        {"concepts": ["star"], "seeds": [0], "steps": [1], "variants": variants, "sensitivities": {"eta": points}}
+    )
+    assert plan.only().sensitivities == {"eta": points}
+    assert plan.only(variants=["eta 0", "eta 2"]).sensitivities == {"eta": {0.0: "eta 0", 2.0: "eta 2"}}
+    assert plan.only(variants=["eta 0"]).sensitivities == {}
+
+
 @pytest.mark.parametrize(
     ("field", "names"), [("--methods", {"variants": ["sgd"]}), ("--concepts", {"concepts": ["x"]})]
 )
