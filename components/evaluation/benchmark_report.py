@@ -108,8 +108,6 @@ class Benchmark:
             )
         if self.history is not None:
             tables["lambda"] = lambda_course(self.history)
-        if self.categories is not None:
-            tables["categories"] = self.categories
         return {name: table for name, table in tables.items() if len(table)}
 
 

@@ -91,7 +91,7 @@ def write_html(file: Path, *, title: str, lead: str, facts: Mapping[str, str], s
 
 
 def write_markdown(file: Path, *, title: str, lead: str, facts: Mapping[str, str], sections: Sequence[Section]) -> None:
-    """The same as Markdown; charts and pictures lie beside it, in a folder of the file's name."""
+    """The same as Markdown; its charts, and pictures from elsewhere, lie in a folder of its name beside it."""
     beside = file.with_suffix("")
     lines = [f"# {title}", "", lead, ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
@@ -110,11 +110,14 @@ def write_markdown(file: Path, *, title: str, lead: str, facts: Mapping[str, str
                 lines.append(f"{part.title}: nothing was measured.")
             else:
                 name = f"{section.anchor}-{number}{'.svg' if isinstance(part, Chart) else '.png'}"
+                shown = beside / name
                 beside.mkdir(parents=True, exist_ok=True)
                 if isinstance(part, Chart):
-                    write_text(beside / name, standalone(part.svg))
+                    write_text(shown, standalone(part.svg))
+                elif part.file.is_relative_to(file.parent):
+                    shown = part.file
                 else:
-                    shutil.copyfile(part.file, beside / name)
+                    shutil.copyfile(part.file, shown)
                 lines += [part.text, ""] if part.text else []
-                lines.append(f"![{part.title}]({beside.name}/{name})")
+                lines.append(f"![{part.title}]({shown.relative_to(file.parent).as_posix()})")
     write_text(file, "\n".join(lines).rstrip() + "\n")
