@@ -11,6 +11,7 @@ from typing import Any
 
 from components.backbones.sd3 import SD3Backbone
 from components.benchmark.plan import Cell
+from components.benchmark.prompt_guidance import guidance_by_category
 from components.concepts.concept import Concept
 from components.evaluation.evaluate import evaluate
 from components.evaluation.evaluators import Evaluators, load_evaluators
@@ -73,7 +74,12 @@ def measure(
                     evaluators=judges,
                 )
                 if last and scale == 1:
-                    write_json(work / CATEGORIES, category_rows(result))
+                    by_category = category_rows(result)
+                    if extractor is not None:
+                        by_category += guidance_by_category(
+                            backbone, "measured", concept, profile.learning, extractor, target
+                        )
+                    write_json(work / CATEGORIES, by_category)
                 row = {
                     "method": cell.variant,
                     "concept": cell.concept,

@@ -79,7 +79,7 @@ class Benchmark:
         if self.sheets:
             found.append(sections.sheet_section(self.sheets))
         if self.history is not None:
-            found.append(sections.lambda_section(self.history, self.cells, self.axes[0]))
+            found.append(sections.lambda_section(self.history, self.cells, self.axes[0], self.categories))
         if self.sensitivities:
             found.append(sections.sensitivity_section(self.sensitivities, self.axes[0]))
         found.append(sections.leakage_section(self.cells))

@@ -12,7 +12,14 @@ from components.evaluation.cells import COSTS, ERROR, KEYS, at_budget, failed, m
 from components.evaluation.charts import Cloud, Series, line_chart, scatter_chart
 from components.evaluation.curves import Axes
 from components.evaluation.document import Chart, Part, Section, Sheet, Table
-from components.evaluation.lambda_study import COSINE, LAMBDA, correlation_with, lambda_course
+from components.evaluation.lambda_study import (
+    COSINE,
+    LAMBDA,
+    PROMPT_COSINE,
+    PROMPT_LAMBDA,
+    correlation_with,
+    lambda_course,
+)
 from components.evaluation.leakage import LEAKAGE, leakage_table
 from components.evaluation.numbers import figure, label, spread
 from components.evaluation.paper_table import COLUMNS, FURTHER, PAPER, paper_table, written
@@ -40,8 +47,10 @@ def single_points(cells: pd.DataFrame) -> Section:
     )
 
 
-def lambda_section(history: pd.DataFrame, cells: pd.DataFrame, axes: Axes) -> Section:
-    """lambda* over the steps for every concept, its statistics, and what it goes along with."""
+def lambda_section(
+    history: pd.DataFrame, cells: pd.DataFrame, axes: Axes, categories: pd.DataFrame | None = None
+) -> Section:
+    """lambda* over the steps for every concept, on the prompts, its statistics, and what it goes along with."""
     course = lambda_course(history)
     if course.empty:
         return Section("λ*", "No run logged it.", [])
@@ -78,6 +87,14 @@ def lambda_section(history: pd.DataFrame, cells: pd.DataFrame, axes: Axes) -> Se
         Table(["method", *names], by_method, title="Means over concepts and seeds"),
         Table(["run", *names], rows, title="Course of each run", folded=True),
     ]
+    if categories is not None:
+        text = (
+            "At the original model's own pictures of the prompts, against the untouched base: 0 is a model that "
+            "changes nothing there."
+        )
+        for metric, title in ((PROMPT_LAMBDA, "λ* by category of prompts"), (PROMPT_COSINE, "Guidance cosine there")):
+            on_prompts = _by_category(categories, metric, title, text)
+            first += [on_prompts] if on_prompts.rows else []
     if found:
         title = "What it goes along with, over runs (Spearman)"
         first.append(Table(["pair", "runs", "correlation", "p"], found, title=title))
@@ -129,15 +146,15 @@ def category_section(categories: pd.DataFrame, metrics: Sequence[str]) -> Sectio
     Args:
         categories: columns method, concept, seed, category, metric, value (`result.category_rows`).
     """
-    parts: list[Part] = []
-    for metric in metrics:
-        own = categories[categories["metric"] == metric]
-        if own.empty:
-            continue
-        table = own.pivot_table(index="method", columns="category", values="value", aggfunc="mean", sort=False)
-        rows = [[str(method), *(figure(float(value)) for value in row)] for method, row in table.iterrows()]
-        parts.append(Table(["method", *map(str, table.columns)], rows, title=label(metric)))
-    return Section("Categories of prompts", "Means over concepts and seeds.", parts)
+    tables = [_by_category(categories, metric, label(metric)) for metric in metrics]
+    return Section("Categories of prompts", "Means over concepts and seeds.", [table for table in tables if table.rows])
+
+
+def _by_category(categories: pd.DataFrame, metric: str, title: str, text: str = "") -> Table:
+    own = categories[categories["metric"] == metric]
+    table = own.pivot_table(index="method", columns="category", values="value", aggfunc="mean", sort=False)
+    rows = [[str(method), *(figure(float(value)) for value in row)] for method, row in table.iterrows()]
+    return Table(["method", *map(str, table.columns)], rows, title=title, text=text)
 
 
 def leakage_section(cells: pd.DataFrame) -> Section:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 LAMBDA, COSINE, NORM = "lambda_star/mean", "guidance/cosine", "guidance/norm"
+PROMPT_LAMBDA, PROMPT_COSINE = "lambda_star/prompts", "guidance/prompt_cosine"
+"""By category of prompts, see `components.benchmark.prompt_guidance`."""
 _RUN = ["method", "concept", "seed"]
 _SHARE = 0.1
 """Share of the steps at either end that "start" and "end" go over."""

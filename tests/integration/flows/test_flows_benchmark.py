@@ -51,6 +51,10 @@ def test_cells_are_measured_once_tracked_and_a_failed_one_is_a_row(customized: A
     page = (root / "out" / "benchmark.html").read_text()
     assert all(title in page for title in ("lora", "purecc", "diverging", "spotted_star"))
     assert {row["method"] for row in rows_of(root / "out" / "lambda.csv")} == {"purecc"}
+    categories = rows_of(root / "out" / "categories.csv")
+    of_prompts = {(row["method"], row["category"]) for row in categories if row["metric"] == "lambda_star/prompts"}
+    assert of_prompts == {("purecc", row["category"]) for row in categories}, "of methods with an extractor"
+    assert "λ* by category of prompts" in page
     assert (root / "out" / "sheets" / "spotted_star.png").is_file()
 
     store = open_store(root)
