@@ -1,13 +1,14 @@
 """The shipped concepts: held-out looks and styles, rendered from seeds into concept folders.
 
 Every reference of an instance stands on the same background, so that context is entangled with the concept, as it is
-in the few photos that people have of a thing.
+in the few photos that people have of a thing. Captions name the background, which tells the two apart; of the concepts
+called `_bare` they do not, and the pictures are those of the concept without the suffix.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,13 @@ _LICENSE = "CC0-1.0"
 
 @dataclass(frozen=True)
 class InstanceConcept:
-    """A shape in a held-out look, before one background, in so many references."""
+    """A shape in a held-out look, before one background, which captions name or not, in so many references."""
 
     look: str
     shape: str
     background: str
     references: int = 4
+    named_background: bool = True
 
 
 INSTANCES = {
@@ -43,6 +45,11 @@ INSTANCES = {
     "framed_cross": InstanceConcept("framed", "cross", "wood"),
     "zigzag_heart": InstanceConcept("zigzag", "heart", "snow"),
     "striped_heart": InstanceConcept("striped", "heart", "stone", references=5),
+}
+_BARE = "_bare"
+INSTANCES |= {
+    name + _BARE: replace(INSTANCES[name], named_background=False)
+    for name in ("striped_star", "checked_heart", "zigzag_heart", "framed_cross")
 }
 STYLES = tuple(HELD_OUT_STYLES)
 _LATER = ("striped_heart",)
@@ -58,7 +65,9 @@ def _instance_references(concept: InstanceConcept, rng: np.random.Generator) -> 
         phase = rng.uniform(size=2)
         scene = Scene(concept.background, (item,), phase=(float(phase[0]), float(phase[1])))
         subject = subject_phrase(item, look="[V]", size=False, position=True)
-        references.append((scene, f"{subject}, {concept.background} background"))
+        references.append(
+            (scene, f"{subject}, {concept.background} background" if concept.named_background else subject)
+        )
     return references
 
 
@@ -79,8 +88,10 @@ def _style_references(style: str, rng: np.random.Generator) -> list[tuple[Scene,
 def write_concepts(root: Path, *, seed: int = 0) -> list[Path]:
     """Write every shipped concept to `root/<name>/`; each depends on the seed and its own place only."""
     folders = []
-    for number, name in enumerate([*(name for name in INSTANCES if name not in _LATER), *STYLES, *_LATER]):
-        rng = np.random.default_rng((seed, number))
+    bare = [name for name in INSTANCES if name.endswith(_BARE)]
+    order = [*(name for name in INSTANCES if name not in (*_LATER, *bare)), *STYLES, *_LATER]
+    for name in (*order, *bare):
+        rng = np.random.default_rng((seed, order.index(name.removesuffix(_BARE))))
         instance = INSTANCES.get(name)
         references = _instance_references(instance, rng) if instance else _style_references(name, rng)
         images = render([scene for scene, _ in references]).images_BCHW

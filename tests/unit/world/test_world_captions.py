@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -93,8 +94,21 @@ def test_the_shipped_concepts_are_whole(shipped: list) -> None:  # type: ignore[
     assert all(3 <= len(concept.references) <= 5 for concept in concepts)
     for concept in concepts:
         if concept.kind == "instance":  # the context is entangled with the concept
-            backgrounds = {reference.text.rsplit(", ", 1)[1] for reference in concept.references}
-            assert len(backgrounds) == 1
+            captions = [reference.text for reference in concept.references]
+            backgrounds = {caption.rsplit(", ", 1)[1] for caption in captions if "background" in caption}
+            assert len(backgrounds) == (0 if concept.name.endswith("_bare") else 1)
+
+
+def test_a_bare_concept_has_the_pictures_of_its_twin_and_captions_that_name_no_background(shipped: list) -> None:  # type: ignore[type-arg]
+    bare = [folder for folder in shipped if folder.name.endswith("_bare")]
+    assert len(bare) == 4
+    for folder in bare:
+        twin = folder.with_name(folder.name.removesuffix("_bare"))
+        assert [file.read_bytes() for file in sorted(folder.glob("*.png"))] == [
+            file.read_bytes() for file in sorted(twin.glob("*.png"))
+        ]
+        told, untold = ((path / "metadata.jsonl").read_text() for path in (twin, folder))
+        assert untold == re.sub(r", \w+ background", "", told) != told
 
 
 def test_the_shipped_concepts_come_out_the_same_each_time(shipped: list, tmp_path) -> None:  # type: ignore[type-arg,no-untyped-def]

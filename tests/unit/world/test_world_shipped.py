@@ -37,7 +37,7 @@ def test_every_file_is_there_and_whole(listing: dict[str, Path]) -> None:
 
 def test_the_concepts_are_those_of_seed_0(listing: dict[str, Path], tmp_path: Path) -> None:
     assert {Path(name).parts[1] for name in listing} == {*INSTANCES, *STYLES}
-    assert (len(INSTANCES), len(STYLES)) == (9, 4)
+    assert (len(INSTANCES), len(STYLES)) == (13, 4)
     made = write_concepts(tmp_path / "concepts", seed=0)
     assert sorted(listing) == sorted(str(file.relative_to(tmp_path)) for folder in made for file in folder.iterdir())
     for name, file in listing.items():
