@@ -112,21 +112,17 @@ class Plan(_Strict):
         return self.model_copy(update={"variants": variants})
 
     def only(self, *, variants: Sequence[str] = (), concepts: Sequence[str] = (), seeds: Sequence[int] = ()) -> Plan:
-        """The part of the plan with these variants, concepts and seeds; empty: all of them.
+        """The part of the plan with these variants, on these concepts with these seeds; empty: as the plan says.
 
         Raises:
-            InvalidInput: a name is not in the plan.
+            InvalidInput: a variant is not in the plan.
         """
-        for field, wanted, known in (
-            ("--methods", variants, self.variants),
-            ("--concepts", concepts, self.concepts),
-        ):
-            if unknown := [name for name in wanted if name not in known]:
-                raise InvalidInput(f"{unknown[0]!r} is not in the plan", field=field, mend=f"one of {', '.join(known)}")
+        if unknown := [name for name in variants if name not in self.variants]:
+            mend = f"one of {', '.join(self.variants)}"
+            raise InvalidInput(f"{unknown[0]!r} is not in the plan", field="--methods", mend=mend)
         kept = {name: item for name, item in self.variants.items() if not variants or name in variants}
         if seeds:
             kept = {name: item.model_copy(update={"seeds": list(seeds)}) for name, item in kept.items()}
-        names = [name for name in self.concepts if not concepts or name in concepts]
         varied = {
             setting: {value: title for value, title in points.items() if title in kept}
             for setting, points in self.sensitivities.items()
@@ -134,7 +130,7 @@ class Plan(_Strict):
         return self.model_copy(
             update={
                 "variants": kept,
-                "concepts": names,
+                "concepts": list(concepts) or self.concepts,
                 "seeds": list(seeds) or self.seeds,
                 "baseline": self.baseline if self.baseline in kept else None,
                 "sensitivities": {setting: points for setting, points in varied.items() if len(points) > 1},

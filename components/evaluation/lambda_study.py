@@ -59,7 +59,7 @@ def lambda_course(history: pd.DataFrame) -> pd.DataFrame:
         late = values[len(values) // 2 :]
         row = {
             **dict(zip(_RUN, run, strict=True)),
-            "steps": int(steps[-1]) + 1,
+            "steps": int(steps[-1]),
             "start": float(values[:tail].mean()),
             "end": end,
             "largest": float(values.max()),

@@ -86,7 +86,8 @@ def test_the_papers_own_figures_are_those_of_its_tables() -> None:
 
 
 def history(values: np.ndarray, cosine: np.ndarray) -> list[dict[str, float]]:
-    return [{"step": step, LAMBDA: a, COSINE: b} for step, (a, b) in enumerate(zip(values, cosine, strict=True))]
+    """As training logs it: the first step is 1."""
+    return [{"step": step, LAMBDA: a, COSINE: b} for step, (a, b) in enumerate(zip(values, cosine, strict=True), 1)]
 
 
 def test_the_course_of_lambda_is_told_by_closed_forms() -> None:
@@ -105,12 +106,13 @@ def test_the_course_of_lambda_is_told_by_closed_forms() -> None:
     assert a["start"] == pytest.approx(np.mean(np.arange(10) / 50))
     assert a["end"] == pytest.approx(1)
     assert a["unrest"] == pytest.approx(0)
-    # The mean over ten steps from step s is (s + 4.5) / 50 below step 41, so 0.9 or more from s = 41 on (0.9045..).
-    assert a["settled_at"] == 41
+    assert a["steps"] == 100
+    # The mean of ten values from the s-th on is (s + 3.5) / 50 below s = 42, so 0.9 or more from s = 42 on (0.9045..).
+    assert a["settled_at"] == 42
     assert a["pearson"] == pytest.approx(1)
     assert a["spearman"] == pytest.approx(1)
     assert (a["below_zero"], b["below_zero"]) == (0, 1)
-    assert b["settled_at"] == 0
+    assert b["settled_at"] == 1
     assert math.isnan(b["pearson"]), "it never changes"
     assert b["cosine_end"] == pytest.approx(np.linspace(0, 1, 100)[-10:].mean())
     assert lambda_course(join_histories([])).empty

@@ -96,6 +96,19 @@ def test_a_benchmark_of_what_is_not_there_is_wrong_use(project: Path) -> None:
     assert "striped_star" in error_of(unknown)["message"]
     assert error_of(purecc("benchmark", "--plan", "none.yaml", "--json"))["file"] == "none.yaml"
     assert error_of(purecc("benchmark", "--seeds", "first", "--json"))["field"] == "--seeds"
+    assert "none" in error_of(purecc("benchmark", "--profile", "none", "--json"))["message"]
+    assert "biscuit" in error_of(purecc("benchmark", "--profile", "tiny", "--concepts", "biscuit", "--json"))["message"]
+
+
+def test_a_benchmark_with_another_profile_than_the_plans_has_a_table_of_its_own(project: Path) -> None:
+    from components.benchmark.plan import Plan
+    from flows.cli_benchmark import _title
+
+    file = project / "weekly.yaml"
+    file.write_text("{profile: tiny, concepts: [star], seeds: [0], steps: [1], variants: {lora: []}}")
+    plan = Plan(concepts=["star"], seeds=[0], steps=[1], variants={"lora": {}})
+    assert _title(file, plan) == "weekly"
+    assert _title(file, plan.model_copy(update={"profile": "profiles/sd35-medium.yaml"})) == "weekly-sd35-medium"
 
 
 @pytest.mark.parametrize("name", ["export"])
