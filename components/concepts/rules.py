@@ -139,7 +139,7 @@ def _concept_rules(settings: ConceptSettings) -> list[Rule]:
                    max_value=most),
         references("references_comfortable", few, more, warning=True, min_value=3),
         Rule("backgrounds_differ", "concept", "background_similarity", "between", alike,
-             "add images in other surroundings", METADATA_FILE, "images", warning=True,
+             "add images in other surroundings, or name these in every text", METADATA_FILE, "images", warning=True,
              bounds={"max_value": settings.identical_backgrounds, "strict_max": True}),
     ]  # fmt: skip
 
