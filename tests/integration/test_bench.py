@@ -85,6 +85,7 @@ def miniature(folder: Path, parts: str) -> dict[tuple[str, str], dict[str, Any]]
 
 
 @pytest.mark.slow
+@pytest.mark.long  # of no one's path but `make bench`'s; how it compares and writes is tested above and below
 def test_everything_that_is_compared_runs_in_miniature(tmp_path: Path) -> None:
     rows = miniature(tmp_path, "training,sampling,evaluation,tracking")
     names = {name for group, name in rows if group == "training step"}
