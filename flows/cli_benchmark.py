@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +53,15 @@ def benchmark(
                 find(root / "data" / "concepts", name)
         title = _title(file, wanted)
         folder = out or root / "docs" / "benchmarks" / title
-        facts = {"command": f"purecc benchmark --plan {relative(file.resolve(), root)}", "profile": wanted.profile}
+        asked = {
+            "--plan": relative(file.resolve(), root),
+            "--methods": methods,
+            "--profile": profile,
+            "--concepts": concepts,
+            "--seeds": seeds,
+            "--prompts": prompts,
+        }
+        facts = {"command": _command(asked), "profile": wanted.profile}
         files = start.benchmark(title, wanted, folder, workers=workers, facts=facts)
         from components.evaluation.cells import failed, read_cells
 
@@ -82,6 +92,12 @@ def _read(
     for cell in wanted.cells():
         load_profile(wanted.profile, cell.overrides)
     return wanted
+
+
+def _command(options: Mapping[str, object]) -> str:
+    """The command that makes the report again; options that were not given are left out."""
+    given = [(name, str(value)) for name, value in options.items() if value is not None]
+    return shlex.join(["purecc", "benchmark", *(text for option in given for text in option)])
 
 
 def _title(file: Path, wanted: Plan) -> str:

@@ -50,13 +50,15 @@ def guidance_by_category(
     """
     result = EvaluationResult.from_json(folder)
     texts = concept.references[0].texts
+    fixed = backbone.encode_text([texts.target, texts.class_text, ""])
+    target, class_text, null = (fixed.select([index] * _DRAWS) for index in range(3))
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     backbone.load_adapter(extractor, EXTRACTOR)
     try:
         for row in result.rows:
             image_CHW = load_image(folder / row["images"]["original"], backbone.settings.resolution)
-            encoded = backbone.encode_text([row["complete"], row["base"], texts.target, texts.class_text, ""])
-            complete, base, target, class_text, null = (encoded.select([index] * _DRAWS) for index in range(5))
+            encoded = backbone.encode_text([row["complete"], row["base"]])
+            complete, base = (encoded.select([index] * _DRAWS) for index in range(2))
             latents_BCHW = backbone.encode_image(image_CHW[None]).expand(_DRAWS, -1, -1, -1)
             batch = ConditionedBatch(latents_BCHW, complete, base, target, class_text, null)
             random = generator(row["seed"], "guidance on prompts")

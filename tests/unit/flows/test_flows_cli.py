@@ -100,6 +100,13 @@ def test_a_benchmark_of_what_is_not_there_is_wrong_use(project: Path) -> None:
     assert "biscuit" in error_of(purecc("benchmark", "--profile", "tiny", "--concepts", "biscuit", "--json"))["message"]
 
 
+def test_a_report_of_a_part_of_a_plan_says_which() -> None:
+    from flows.cli_benchmark import _command
+
+    asked = {"--plan": "x.yaml", "--methods": "eta 0,lora", "--concepts": None, "--prompts": 4}
+    assert _command(asked) == "purecc benchmark --plan x.yaml --methods 'eta 0,lora' --prompts 4"
+
+
 def test_a_benchmark_with_another_profile_than_the_plans_has_a_table_of_its_own(project: Path) -> None:
     from components.benchmark.plan import Plan
     from flows.cli_benchmark import _title
