@@ -32,6 +32,7 @@ class Adapter:
     Attributes:
         concept: the concept's name; empty for an adapter that was made of several concepts'.
         weights: name of a weight of the base -> the difference to it, in float32; empty if there is none.
+        factor: how strongly LoRA and differences act, 1 being as trained.
     """
 
     name: str
@@ -39,6 +40,14 @@ class Adapter:
     lora: LoraSettings | None
     embeddings: ConceptEmbeddings | None
     weights: Mapping[str, nn.Parameter]
+    factor: float = 1.0
+
+    @property
+    def acting_weights(self) -> Mapping[str, Tensor]:
+        """The differences as they act: at `factor`, the base's weights and the trained ones interpolated."""
+        if self.factor == 1:
+            return self.weights
+        return {key: self.factor * value for key, value in self.weights.items()}
 
 
 @dataclass(frozen=True)
@@ -183,14 +192,19 @@ class AdaptedTransformer:
         return found
 
     def scale(self, name: str, factor: float) -> None:
-        """Let the adapter's LoRA act `factor` times as strongly as it was trained; its embeddings act in full.
+        """Let the adapter's LoRA and weight differences act `factor` times as strongly as they were trained.
+
+        Its embeddings act in full.
 
         Raises:
-            InvalidInput: the adapter has no LoRA.
+            InvalidInput: the adapter has embeddings alone.
         """
-        if self[name].lora is None:
-            raise InvalidInput(f"adapter {name!r} has no LoRA that could be scaled")
-        lora_module.scale_lora(self.transformer, name, factor)
+        adapter = self[name]
+        if adapter.lora is None and not adapter.weights:
+            raise InvalidInput(f"adapter {name!r} has no LoRA and no weight differences that could be scaled")
+        if adapter.lora is not None:
+            lora_module.scale_lora(self.transformer, name, factor)
+        self._adapters[name] = replace(adapter, factor=factor)
 
     def load_lora(self, name: str, weights: dict[str, Tensor]) -> None:
         lora_module.load_parameters(self.transformer, name, weights)
@@ -253,7 +267,7 @@ class AdaptedTransformer:
             raise ValueError(f"one forward pass cannot act through several adapters' weights: {changes}")
         (acting,) = changes
         lora = acting if acting is not None and self[acting].lora is not None else None
-        differences = self[acting].weights if acting is not None else {}
+        differences = self[acting].acting_weights if acting is not None else {}
         samples = [self._replaced(rows, adapter) for rows, adapter in zip(text.concept_rows, adapters, strict=True)]
         replacement = Replacement.plan(samples, self.device)
         with self._switch.active(lora), self._weights.adding(differences), self._hooks.replacing(replacement):

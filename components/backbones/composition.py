@@ -115,7 +115,7 @@ def on_top_of(backbone: SD3Backbone, adapters: Sequence[str], how: Earlier) -> I
             yield
         return
     parts = [backbone.adapted[adapter] for adapter in adapters]
-    weights = _sum([{key: value.detach() for key, value in part.weights.items()} for part in parts], [1.0] * len(parts))
+    weights = _sum([{key: value.detach() for key, value in part.acting_weights.items()} for part in parts], [1.0] * len(parts))
     with backbone.adapted.on_top_of([part.name for part in parts if part.lora is not None], weights):
         yield
 
@@ -128,7 +128,7 @@ def sum_of(backbone: SD3Backbone, adapters: Sequence[str]) -> dict[str, Tensor]:
 @torch.no_grad()
 def differences_of(backbone: SD3Backbone, adapter: str) -> dict[str, Tensor]:
     """What an adapter adds to the base's weights: name -> difference; LoRA multiplied out."""
-    found = {name: value.detach() for name, value in backbone.adapted[adapter].weights.items()}
+    found = {name: value.detach() for name, value in backbone.adapted[adapter].acting_weights.items()}
     for name, layer in layers_of(backbone.transformer, adapter).items():
         found[f"{name}.weight"] = layer.get_delta_weight(adapter).float()
     return found

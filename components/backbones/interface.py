@@ -107,10 +107,10 @@ class Backbone(Protocol):
         ...
 
     def scale_adapter(self, name: str, factor: float) -> None:
-        """Let an adapter's LoRA act `factor` times as strongly as trained, 1 being as trained; embeddings act in full.
+        """Let an adapter's LoRA and weight differences act at `factor`, 1 being as trained; embeddings act in full.
 
         Raises:
-            InvalidInput: the adapter has no LoRA.
+            InvalidInput: the adapter has embeddings alone.
         """
         ...
 

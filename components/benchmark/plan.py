@@ -39,7 +39,7 @@ class Plan(_Strict):
         concepts: folders under `data/concepts`.
         seeds: of the trainings and the images.
         steps: of the last training stage, at each of which the adapter is kept and evaluated.
-        scales: how strongly the LoRA of the last step acts at inference; 1 is as trained, and always measured.
+        scales: how strongly the adapter of the last step acts at inference; 1 is as trained, and always measured.
         settings: `KEY=VALUE` over the profile's, for every variant.
         variants: title -> what is particular to it; a title is the `method` of the table.
         baseline: the variant that the others are tested against; None: the first.
@@ -144,7 +144,7 @@ class Cell:
 
     Attributes:
         steps: at which its adapter is evaluated; the last is its length.
-        scales: of the LoRA at inference, at the last step; 1 first.
+        scales: of the adapter at inference, at the last step; 1 first.
         settings: `KEY=VALUE` over the profile's.
     """
 

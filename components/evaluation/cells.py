@@ -17,7 +17,7 @@ KEYS = ("method", "concept", "kind", "seed", "step", "scale")
 """What names a cell.
 
 `method` is free text, `kind` is `instance` or `style`, `step` the steps trained, `scale` how strongly the adapter's
-LoRA acts at inference (1: as trained).
+LoRA and weight differences act at inference (1: as trained).
 """
 ERROR = "error"
 COSTS = ("cost/seconds_per_step", "cost/seconds", "cost/peak_mib", "cost/adapter_mib")

@@ -48,12 +48,12 @@ def evaluate(
     Args:
         cache_dir: keeps the original model's pictures by digest, for every evaluation on that base.
         adapter_digest: digest of the adapter's folder; with it an interrupted evaluation resumes its pictures.
-        adapter_scale: how strongly the adapter's LoRA acts, 1 being as trained.
+        adapter_scale: how strongly the adapter's LoRA and weight differences act, 1 being as trained.
         evaluators: loaded from the profile if not given.
         progress: told after each batch.
 
     Raises:
-        InvalidInput: the prompt set or an evaluator is unusable, or the adapter has no LoRA to scale; nothing has been
+        InvalidInput: the prompt set or an evaluator is unusable, or the adapter has nothing to scale; nothing has been
             drawn by then.
     """
     root = project_root()

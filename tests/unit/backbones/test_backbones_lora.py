@@ -8,7 +8,9 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
 from components.backbones import lora
+from components.backbones.composition import differences_of
 from components.backbones.sd3 import SD3Backbone
+from components.backbones.weights import base_weights
 from components.errors import InvalidInput
 from components.settings import LoraSettings
 
@@ -190,8 +192,26 @@ def test_a_scaled_lora_acts_as_one_with_scaled_weights(backbone: SD3Backbone) ->
     assert not torch.allclose(scaled, trained, atol=1e-4)
 
 
-def test_what_has_no_lora_cannot_be_scaled(backbone: SD3Backbone) -> None:
+def test_scaled_weight_differences_act_as_smaller_ones(backbone: SD3Backbone) -> None:
+    x, t = point(backbone)
+    text = backbone.encode_text(["a star", "snow background"])
+    name, weight = next((n, w) for n, w in base_weights(backbone.transformer).items() if "to_k.weight" in n)
+    difference = torch.randn(weight.shape, generator=torch.Generator().manual_seed(5)) * 0.1
+    backbone.create_adapter("w", concept="w", weights={name: difference})
+    backbone.create_adapter("quarter", concept="quarter", weights={name: 0.25 * difference})
+    trained, base = backbone.velocity(x, t, text, "w"), backbone.velocity(x, t, text, None)
+    assert not torch.allclose(trained, base, atol=1e-4)
+    backbone.scale_adapter("w", 0.25)
+    assert torch.equal(backbone.velocity(x, t, text, "w"), backbone.velocity(x, t, text, "quarter"))
+    assert torch.equal(differences_of(backbone, "w")[name], 0.25 * difference)
+    backbone.scale_adapter("w", 0.0)
+    assert torch.equal(backbone.velocity(x, t, text, "w"), base)
+    backbone.scale_adapter("w", 1.0)
+    assert torch.equal(backbone.velocity(x, t, text, "w"), trained)
+
+
+def test_embeddings_alone_cannot_be_scaled(backbone: SD3Backbone) -> None:
     blocks, rows, width = backbone.adapted.embedding_shape
     backbone.create_adapter("e", concept="e", lora=None, embeddings_NRD=torch.ones(blocks, rows, width), seed=0)
-    with pytest.raises(InvalidInput, match="no LoRA"):
+    with pytest.raises(InvalidInput, match="no LoRA and no weight"):
         backbone.scale_adapter("e", 0.5)
