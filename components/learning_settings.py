@@ -27,15 +27,6 @@ class LoraSettings(Settings):
     )
 
 
-class EarlyStoppingSettings(Settings):
-    """A stage ends when L_CC on references that it does not train on no longer falls, and keeps its best step."""
-
-    held_out: int = Field(1, ge=1, description="so many references, the last ones, are kept out of this stage")
-    every: int = Field(10, ge=1, description="steps from one validation to the next")
-    patience: int = Field(3, ge=1, description="validations without a new best after which the stage ends")
-    draws: int = Field(8, ge=1, description="draws of t and noise per held-out reference, the same each time")
-
-
 class StageSettings(Settings):
     """One training stage; embeddings and LoRA have rates of their own."""
 
@@ -43,7 +34,6 @@ class StageSettings(Settings):
     lora_learning_rate: float = Field(1e-4, gt=0)
     embedding_learning_rate: float = Field(1e-3, gt=0)
     warmup_steps: int = Field(0, ge=0)
-    early_stopping: EarlyStoppingSettings | None = Field(None, description="None: all steps are done")
 
 
 class ExtractorSettings(StageSettings):
@@ -66,21 +56,12 @@ class LambdaSettings(Settings):
 
     fixed: float | None = Field(None, description="this number in the place of the closed form")
     per: Literal["sample", "batch"] = Field("sample", description="one closed form for each sample, or for the batch")
-    minimum: float | None = Field(None, description="least scale: 0 clamps a guidance that would be subtracted")
-    blend: float = Field(0.0, ge=0, lt=1, description="share of `toward` in the scale, the closed form has the rest")
-    toward: float = Field(1.0, description="what the closed form is blended with")
 
     @model_validator(mode="after")
     def _one_scale(self) -> LambdaSettings:
-        if self.fixed is not None and (self.per != "sample" or self.minimum is not None or self.blend):
-            raise ValueError("a fixed scale has no closed form that per, minimum or blend could change")
+        if self.fixed is not None and self.per != "sample":
+            raise ValueError("a fixed scale has no closed form that per could change")
         return self
-
-    @property
-    def lifts(self) -> bool:
-        """Whether the scale is positive where the closed form is 0, as it is before anything is learned."""
-        lifted = (1 - self.blend) * max(self.minimum or 0.0, 0.0) + self.blend * self.toward
-        return (self.fixed if self.fixed is not None else lifted) > 0
 
 
 class PriorSettings(Settings):
@@ -124,7 +105,6 @@ READ_BY: dict[str, set[str]] = {
     "original": {"purecc"},
     "guidance": {"purecc"},
     "eta": {"purecc"},
-    "cc_weight": {"purecc"},
     "lambda_star": {"purecc"},
     "guidance_bank": {"purecc"},
     "stages": {"purecc"},
@@ -152,7 +132,6 @@ _SECOND_STAGE = (
     "guidance",
     "guidance_bank",
     "eta",
-    "cc_weight",
     "lambda_star",
     "stages",
     "dop_weight",
@@ -176,9 +155,6 @@ class LearningSettings(Settings):
         "complete less the base text",
     )
     eta: float = Field(1.0, ge=0, description="weight of L_PureCC (15); 0: L_CC alone, from the same warm embeddings")
-    cc_weight: float = Field(
-        1.0, ge=0, description="weight of L_CC; 0: guidance distillation, v_orig + lambda R_tar is the only target"
-    )
     lambda_star: LambdaSettings = LambdaSettings()
     dop_weight: float | None = Field(
         None, ge=0, description="of ||v_theta(base) - v_0(base)||^2; None: 1 for the method dop, none for purecc"
@@ -224,14 +200,8 @@ class LearningSettings(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> LearningSettings:
-        for stage in (self.pure, *([self.extractor] if self.has_extractor else [])):
-            stopping = stage.early_stopping
-            if stopping is not None and self.references is not None and stopping.held_out >= self.references:
-                raise ValueError(f"{stopping.held_out} of {self.references} references held out leave none to train on")
         if self.pure.lora_from_step >= self.pure.steps:
             raise ValueError(f"LoRA from step {self.pure.lora_from_step} of {self.pure.steps} would never train")
-        if self.pure.early_stopping is not None and self.snapshot_steps:
-            raise ValueError("snapshot_steps may lie behind the end that pure.early_stopping sets: use one of them")
         if self.quantize_base is not None and self.method in _WEIGHTS:
             raise ValueError(f"{self.method} trains the base's own weights, which quantize_base would round")
         if self.guidance_bank is not None and self.stages == "merged":
@@ -240,16 +210,6 @@ class LearningSettings(Settings):
             raise ValueError("dop with dop_weight 0 is the method lora: take that one")
         if self.method == "b-lora" and self.b_lora is None:
             raise ValueError("b-lora needs b_lora.content and b_lora.style: the blocks that it trains")
-        if self.method == "purecc" and self.cc_weight == 0:
-            if self.eta == 0:
-                raise ValueError("cc_weight 0 and eta 0 leave nothing to learn from")
-            if self.original != "frozen":
-                raise ValueError("cc_weight 0 needs original: frozen, or the target follows what it trains")
-            if not self.lambda_star.lifts:
-                raise ValueError(
-                    "cc_weight 0 needs a positive lambda_star.fixed, minimum or blend: by its closed form lambda is 0 "
-                    "until something is learned, so that nothing ever is"
-                )
         return self
 
     @property
@@ -265,7 +225,7 @@ class LearningSettings(Settings):
         if self.method == "purecc" and unrated is not None:
             found[f"extractor.{unrated}_learning_rate"] = f"the extractor trains {self.extractor.trains} only"
         if self.method == "purecc" and self.stages == "merged":
-            for name in ("steps", "warmup_steps", "early_stopping"):
+            for name in ("steps", "warmup_steps"):
                 found[f"extractor.{name}"] = "with stages: merged the extractor learns in the steps of `pure`"
         return found
 
@@ -288,4 +248,15 @@ class LearningSettings(Settings):
                 content.pop(name, None)
         elif self.has_extractor:
             content.pop("extractor")
+        _add_taken_out(content)
         return content
+
+
+def _add_taken_out(content: dict[str, Any]) -> None:
+    """Settings that were taken out, as they stood in what was trained without using them, which is still unchanged."""
+    if "lambda_star" in content:
+        content["cc_weight"] = 1.0
+        content["lambda_star"] |= {"minimum": None, "blend": 0.0, "toward": 1.0}
+    for stage in ("extractor", "pure"):
+        if "steps" in content.get(stage, {}):
+            content[stage]["early_stopping"] = None

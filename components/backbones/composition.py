@@ -115,7 +115,9 @@ def on_top_of(backbone: SD3Backbone, adapters: Sequence[str], how: Earlier) -> I
             yield
         return
     parts = [backbone.adapted[adapter] for adapter in adapters]
-    weights = _sum([{key: value.detach() for key, value in part.acting_weights.items()} for part in parts], [1.0] * len(parts))
+    weights = _sum(
+        [{key: value.detach() for key, value in part.acting_weights.items()} for part in parts], [1.0] * len(parts)
+    )
     with backbone.adapted.on_top_of([part.name for part in parts if part.lora is not None], weights):
         yield
 

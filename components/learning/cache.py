@@ -7,7 +7,7 @@ an image with another's latent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -90,11 +90,6 @@ class EncodedConcept:
         backbone.free("text")
         positions = {text: index for index, text in enumerate(unique)}
         return EncodedConcept(latents, tuple(digests), encoded, positions, concept)
-
-    def part(self, start: int, stop: int) -> EncodedConcept:
-        """The references from `start` to before `stop`, with all texts."""
-        concept = replace(self.concept, references=self.concept.references[start:stop])
-        return replace(self, digests=self.digests[start:stop], concept=concept)
 
     def select(self, texts: Sequence[str]) -> TextEncoding:
         """The encodings of these texts, in order."""

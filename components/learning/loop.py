@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from components.errors import InvalidInput, TrainingDiverged
 from components.learning.cache import ConditionedBatch
 from components.learning.checkpoints import Checkpoint, Checkpoints
-from components.learning.early_stopping import EarlyStopping
 from components.learning.flow_matching import FlowSample, interpolate, sample_times
 from components.learning.history import History
 from components.learning.moving_average import MovingAverage
@@ -72,9 +71,6 @@ class _Loop:
         )
         self.optimizer = self.accelerator.prepare(self.adam)
         self.average = MovingAverage(self.parameters, training.settings.ema_decay)
-        self.early: EarlyStopping | None = None
-        if training.early_stopping is not None and training.validate is not None:
-            self.early = EarlyStopping(training.early_stopping, self.parameters, training.validate)
         self.checkpoints = Checkpoints(work_dir / "checkpoints", training.key)
         with self.accelerator.main_process_first():
             self.step = self._resume()
@@ -96,13 +92,11 @@ class _Loop:
             if self.training.bank is not None and self.step < last:
                 with self.accelerator.autocast():
                     self.training.bank.fill()
-            if self.step == 0:
-                self._look()
-            while self.step < last and not self._stopped:
+            while self.step < last:
                 self.step += 1
                 metrics = self._step()
-                self.history.add(self.step, metrics | self._look())
-                keep = self.step % settings.checkpoint_every == 0 or self.step == last or self._stopped
+                self.history.add(self.step, metrics)
+                keep = self.step % settings.checkpoint_every == 0 or self.step == last
                 look = settings.preview_every > 0 and self.step % settings.preview_every == 0
                 snapshot = self.step in settings.snapshot_steps
                 if keep or look or snapshot or self.history.due:
@@ -120,21 +114,9 @@ class _Loop:
                 parameter.requires_grad_(False)
                 parameter.grad = None
         if self.main:
-            with self.average.applied() if self.early is None else self.early.best_applied():
+            with self.average.applied():
                 self.training.save(self.work_dir / "adapter")
         self.accelerator.wait_for_everyone()
-
-    @property
-    def _stopped(self) -> bool:
-        return self.early is not None and self.early.stopped
-
-    def _look(self) -> dict[str, Tensor]:
-        """Validate where it is time to; the last validation loss, as a metric."""
-        if self.early is None:
-            return {}
-        with self.average.applied(), self.accelerator.autocast():
-            self.early.look(self.step)
-        return {"loss/validation": torch.tensor(self.early.latest, dtype=torch.float64, device=self.training.device)}
 
     def _enable(self, step: int) -> None:
         """Let the groups train whose time has come."""
@@ -230,8 +212,6 @@ class _Loop:
         for name, value in self.parameters.items():
             for field, moment in self.adam.state[value].items():
                 tensors[f"adam.{field}.{name}"] = moment
-        if self.early is not None:
-            tensors |= {f"early.{name}": value for name, value in self.early.state().items()}
         scaler = self.accelerator.scaler
         self.checkpoints.save(Checkpoint(self.step, tensors, scaler.state_dict() if scaler is not None else {}))
 
@@ -250,11 +230,6 @@ class _Loop:
                 }
         for name, average in self.average.values.items():
             average.copy_(found.tensors[f"average.{name}"])
-        if self.early is not None:
-            prefix = "early."
-            self.early.load(
-                {name.removeprefix(prefix): value for name, value in found.tensors.items() if name.startswith(prefix)}
-            )
         if self.accelerator.scaler is not None and found.scaler:
             self.accelerator.scaler.load_state_dict(dict(found.scaler))
         logger.info("%s goes on from step %d", self.training.stage, found.step)

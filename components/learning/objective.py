@@ -61,12 +61,8 @@ def lambda_star(learned_BCHW: Tensor, guidance_BCHW: Tensor, *, per: Literal["sa
 
 
 def scale_of(lambda_B: Tensor, settings: LambdaSettings) -> Tensor:
-    """What the settings make of the closed form: a fixed number; or clamped from below, then blended with a number."""
-    if settings.fixed is not None:
-        return torch.full_like(lambda_B, settings.fixed)
-    if settings.minimum is not None:
-        lambda_B = lambda_B.clamp_min(settings.minimum)
-    return lambda_B.lerp(torch.full_like(lambda_B, settings.toward), settings.blend) if settings.blend else lambda_B
+    """What the settings make of the closed form: itself, or a fixed number."""
+    return lambda_B if settings.fixed is None else torch.full_like(lambda_B, settings.fixed)
 
 
 def guide(

@@ -1,4 +1,4 @@
-"""What both stages and all methods share: their inputs, previews, validation, and how an adapter is finished."""
+"""What both stages and all methods share: their inputs, previews, and how an adapter is finished."""
 
 from __future__ import annotations
 
@@ -16,12 +16,8 @@ from components.backbones.sd3 import SD3Backbone
 from components.concepts.concept import Concept, fingerprint
 from components.files import atomic_file, atomic_folder, digest_of, verify_manifest, write_json
 from components.learning.cache import EncodedConcept
-from components.learning.flow_matching import sample_times
 from components.learning.guidance_bank import GuidanceBank
 from components.learning.loop import train
-from components.learning.losses import noised
-from components.learning.objective import squared_error
-from components.learning.randomness import generator
 from components.learning.task import Stage, Task
 from components.learning.tracker import Tracker
 from components.learning.training import Loss, ParameterGroup, Training
@@ -92,8 +88,6 @@ def train_stage(
                     loss=recipe.loss,
                     save=finisher(task, recipe.kept_blocks, provenance),
                     preview=previewer(backbone, task.stage, task.encoded, task.profile),
-                    early_stopping=settings.early_stopping,
-                    validate=validator(task),
                     bank=recipe.bank,
                 ),
                 work_dir,
@@ -125,33 +119,6 @@ def training_key(
             "parents": list(parents),
         }
     )
-
-
-def validator(task: Task) -> Callable[[], float] | None:
-    """L_CC on the held-out references at draws of t and noise that are the same each time; None without any."""
-    stopping, held_out = task.settings.early_stopping, task.held_out
-    if stopping is None or held_out is None:
-        return None
-    batch, learning = held_out.batch(range(len(held_out.digests))), task.learning
-
-    @torch.no_grad()
-    def validate() -> float:
-        total = 0.0
-        for number in range(stopping.draws):
-            random = generator(task.profile.seed, task.stage, "validation", number)
-            t_B = sample_times(
-                len(held_out.digests),
-                generator=random,
-                mean=learning.logit_mean,
-                std=learning.logit_std,
-                shift=task.backbone.timestep_shift,
-            )
-            flow = noised(batch.x_0_BCHW, random, t_B)
-            v_BCHW = task.backbone.velocity(flow.x_t_BCHW, flow.t_B, batch.complete, task.stage)
-            total += float(squared_error(v_BCHW, flow.target_BCHW))
-        return total / stopping.draws
-
-    return validate
 
 
 def finisher(

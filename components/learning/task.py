@@ -34,7 +34,6 @@ class Task:
     Attributes:
         stage: its name, which is also that of the adapter that it trains.
         encoded: the references to train on.
-        held_out: the references that early stopping looks at instead; None where there is none.
         extractor: the adapter folder of stage 1, for methods that have one.
         earlier: adapter folders of concepts learned before.
     """
@@ -44,7 +43,6 @@ class Task:
     profile: Profile
     stage: Stage
     encoded: EncodedConcept
-    held_out: EncodedConcept | None = None
     extractor: Path | None = None
     earlier: tuple[Path, ...] = ()
     _added: list[str] = field(default_factory=list)
@@ -66,24 +64,17 @@ class Task:
             InvalidInput: there are fewer references than the settings ask for.
         """
         learning = profile.learning
-        stopping = (learning.extractor if stage == EXTRACTOR else learning.pure).early_stopping
         count = len(concept.references) if learning.references is None else learning.references
-        if count > len(concept.references) or (stopping is not None and stopping.held_out >= count):
-            held = 0 if stopping is None else stopping.held_out
+        if count > len(concept.references):
             raise InvalidInput(
-                f"{len(concept.references)} references where {count} are asked for, {held} of them held out",
+                f"{len(concept.references)} references where {count} are asked for",
                 file=concept.folder,
                 field="learning.references",
                 mend="ask for fewer, or add images",
             )
         chosen = replace(concept, references=concept.references[:count])
         encoded = EncodedConcept.encode(backbone, chosen, more=more_texts, folder=encodings_folder())
-        if stopping is None:
-            return Task(backbone, concept, profile, stage, encoded, None, extractor, earlier)
-        last = count - stopping.held_out
-        return Task(
-            backbone, concept, profile, stage, encoded.part(0, last), encoded.part(last, count), extractor, earlier
-        )
+        return Task(backbone, concept, profile, stage, encoded, extractor, earlier)
 
     @property
     def learning(self) -> LearningSettings:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from components.learning.cache import ConditionedBatch, EncodedConcept
 from components.learning.flow_matching import FlowSample
 from components.learning.guidance_bank import GuidanceBank
-from components.learning_settings import EarlyStoppingSettings, LearningSettings
+from components.learning_settings import LearningSettings
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,6 @@ class Training:
         shift: timestep shift of the base's scheduler.
         save: writes the adapter under its final name, given the folder.
         preview: writes an image of the current adapter to a file; None: no previews.
-        early_stopping: when to end before the last step; None: never.
-        validate: the loss that early stopping follows.
         bank: the points that steps draw from; None: every step draws its own.
     """
 
@@ -69,6 +67,4 @@ class Training:
     loss: Loss
     save: Callable[[Path], None]
     preview: Callable[[Path], None] | None = None
-    early_stopping: EarlyStoppingSettings | None = None
-    validate: Callable[[], float] | None = None
     bank: GuidanceBank | None = None

@@ -3,7 +3,7 @@
 Source: the PureCC paper, CVPR 2026 (arXiv 2603.07561).
 Trains: LoRA on every attention projection and the concept's embeddings, which start from theta1's. With
 `stages: merged` theta1 has no stage of its own and trains here too, by its own L_CC.
-Loss: L_PCC = w_cc L_CC + eta L_PureCC (15), and w_dop ||v_theta2(base) - v_0(base)||^2 where `dop_weight` is set.
+Loss: L_PCC = L_CC + eta L_PureCC (15), and w_dop ||v_theta2(base) - v_0(base)||^2 where `dop_weight` is set.
 Adaptations: none; the paper's model is this one. The settings are its ablations and ours, see `LearningSettings`.
 """
 
@@ -57,8 +57,7 @@ def pure_learning_loss(backbone: SD3Backbone, adapter: str, extractor: str, sett
         step = guide(v_complete_BCHW, v_orig_BCHW, guidance_BCHW, settings.lambda_star)
         cc = squared_error(v_complete_BCHW, flow.target_BCHW)
         purecc = squared_error(v_complete_BCHW, step.target_BCHW)
-        # not weighted at 1, so that rounding is that of the plain sum
-        total = (cc if settings.cc_weight == 1 else settings.cc_weight * cc) + settings.eta * purecc
+        total = cc + settings.eta * purecc
         metrics = {"loss/cc": cc.detach(), "loss/purecc": purecc.detach()}
         if dop_weight:
             dop = squared_error(v_learned[-1], v_fixed[-1])

@@ -1,4 +1,4 @@
-"""Settings that change the course of a training: merged stages, early stopping, embeddings first, fewer references."""
+"""Settings that change the course of a training: merged stages, embeddings first, fewer references."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from components.backbones.sd3 import SD3Backbone
 from components.concepts.concept import Concept
 from components.errors import InvalidInput
-from components.learning import NullTracker, stages, train_extractor, train_pure
-from components.learning.early_stopping import EarlyStopping
+from components.learning import NullTracker, train_extractor, train_pure
 from components.learning.flow_matching import interpolate
-from components.learning.history import read_history
 from components.learning.methods import purecc
 from components.learning.task import EXTRACTOR, PURE, Task
-from components.learning_settings import EarlyStoppingSettings
 from components.settings import Profile
 
 MakeProfile = Callable[..., Profile]
@@ -89,112 +85,6 @@ def test_merged_stages_need_no_extractor_and_leave_none(
     assert contents(folder) != contents(two)
     checkpoint = load_file(tmp_path / "m" / "checkpoints" / "00000006" / "tensors.safetensors")
     assert "parameter.extractor.embeddings.Y_NRD" in checkpoint, "a resumed training has theta1 again"
-
-
-# early stopping
-
-
-def scripted(losses: list[float]) -> tuple[EarlyStopping, nn.Parameter]:
-    parameter, values = nn.Parameter(torch.zeros(2)), iter(losses)
-    settings = EarlyStoppingSettings(every=2, patience=2)
-    return EarlyStopping(settings, {"p": parameter}, lambda: next(values)), parameter
-
-
-def test_early_stopping_keeps_the_best_and_ends_after_its_patience() -> None:
-    early, parameter = scripted([5.0, 3.0, 4.0, 2.5, 2.5, 9.0])
-    stopped = []
-    for step in range(11):
-        early.look(step)
-        stopped.append(early.stopped)
-        with torch.no_grad():
-            parameter += 1
-    assert stopped.index(True) == 10, "steps 0, 2, ..., 10; the best is the first 2.5, at step 6"
-    assert (early.best_loss, early.best_step, early.latest) == (2.5, 6, 9.0)
-    with early.best_applied():
-        assert parameter.tolist() == [6.0, 6.0]
-    assert parameter.tolist() == [11.0, 11.0]
-
-
-def test_early_stopping_goes_on_from_its_state() -> None:
-    early, parameter = scripted([5.0, 3.0, 4.0])
-    for step in (0, 2, 4):
-        parameter.data.fill_(step)
-        early.look(step)
-    resumed, other = scripted([4.0])
-    resumed.load(early.state())
-    with resumed.best_applied():
-        assert other.tolist() == [2.0, 2.0]
-    resumed.look(6)
-    assert resumed.stopped
-
-
-def test_a_value_that_is_no_number_is_never_the_best() -> None:
-    early, _ = scripted([float("nan"), float("nan")])
-    early.look(0)
-    early.look(2)
-    assert early.stopped
-    assert early.best_step == 0
-
-
-def test_held_out_references_are_not_trained_on(backbone: SD3Backbone, concept: Concept, profile: MakeProfile) -> None:
-    task = Task.of(backbone, concept, profile("learning.extractor.early_stopping={held_out: 1}"), EXTRACTOR)
-    assert task.held_out is not None
-    whole = Task.of(backbone, concept, profile(), EXTRACTOR)
-    assert (*task.encoded.digests, *task.held_out.digests) == whole.encoded.digests
-    assert len(task.held_out.digests) == 1
-    assert Task.of(backbone, concept, profile("learning.extractor.early_stopping={}"), PURE).held_out is None
-    with pytest.raises(InvalidInput, match="3 references where 3 are asked for, 3 of them held out"):
-        Task.of(backbone, concept, profile("learning.extractor.early_stopping={held_out: 3}"), EXTRACTOR)
-
-
-def test_a_stage_that_stops_early_gives_its_best_step(
-    backbone: SD3Backbone, concept: Concept, profile: MakeProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stopping = "learning.extractor.early_stopping={every: 1, patience: 2, draws: 2}"
-    real = stages.validator
-    course = [9.0, 4.0, 3.0, 3.5, 3.1, 1.0, 1.0]
-
-    def script(task: Task) -> Callable[[], float]:
-        assert real(task) is not None
-        values = iter(course)
-        return lambda: next(values)
-
-    monkeypatch.setattr(stages, "validator", script)
-    stopped = train_extractor(backbone, concept, profile(stopping), tmp_path / "stopped", NullTracker())
-    rows = read_history(tmp_path / "stopped" / "history.jsonl")
-    assert [row["loss/validation"] for row in rows] == course[1:5], "the fourth step is the second without a new best"
-    course[:] = [9.0, 4.0, 3.0]
-    short = profile(stopping, "learning.extractor.steps=2")
-    assert contents(stopped) == contents(train_extractor(backbone, concept, short, tmp_path / "short", NullTracker()))
-
-
-def test_an_early_stopped_stage_resumes_to_the_same_bytes(
-    backbone: SD3Backbone, concept: Concept, profile: MakeProfile, tmp_path: Path
-) -> None:
-    """With the real validation loss: that of L_CC on the held-out reference, at the same draws each time."""
-    settings = profile(
-        "learning.extractor.early_stopping={every: 1, patience: 1, draws: 3}",
-        "learning.extractor.embedding_learning_rate=0.5",
-        "learning.checkpoint_every=2",
-        "learning.ema_decay=0.9",
-    )
-    whole = train_extractor(backbone, concept, settings, tmp_path / "whole", NullTracker())
-
-    class Interrupting(NullTracker):
-        def log_metrics(self, metrics: object, step: int) -> None:
-            if step == 3:
-                raise KeyboardInterrupt
-
-    try:
-        train_extractor(backbone, concept, settings, tmp_path / "broken", Interrupting())
-    except KeyboardInterrupt:
-        train_extractor(backbone, concept, settings, tmp_path / "broken", NullTracker())
-    assert contents(whole) == contents(tmp_path / "broken" / "adapter")
-    traces = [
-        [(row["step"], row["loss/validation"]) for row in read_history(tmp_path / name / "history.jsonl")]
-        for name in ("whole", "broken")
-    ]
-    assert traces[0] == traces[1]
 
 
 # embeddings first, references, one embedding

@@ -441,13 +441,10 @@ def pure_by_hand(given: Bench) -> tuple[float, float]:
     if s.lambda_star.per == "batch":
         closed = [sum(products) / sum(squares)] * len(closed)
     scales = list(closed)
-    if s.lambda_star.minimum is not None:
-        scales = [max(value, s.lambda_star.minimum) for value in scales]
-    scales = [(1 - s.lambda_star.blend) * value + s.lambda_star.blend * s.lambda_star.toward for value in scales]
     if s.lambda_star.fixed is not None:
         scales = [s.lambda_star.fixed] * len(scales)
     pure = np.mean([(o + k * g - c) ** 2 for o, k, g, c in zip(v_orig, scales, r_tar, complete, strict=True)])
-    total = s.cc_weight * given.cc() + s.eta * float(pure)
+    total = given.cc() + s.eta * float(pure)
     if s.dop_weight:
         drift = given.v(b.base, PURE) - given.v(b.base, None)
         total += s.dop_weight * float((drift**2).mean())
@@ -460,14 +457,11 @@ def pure_by_hand(given: Bench) -> tuple[float, float]:
         ["learning.eta=0"],
         ["learning.eta=2", "learning.lambda_star.fixed=3"],
         ["learning.lambda_star.per=batch"],
-        ["learning.lambda_star.minimum=0.5", "learning.original=detached"],
-        ["learning.lambda_star.blend=0.25", "learning.lambda_star.toward=2", "learning.lambda_star.minimum=0"],
+        ["learning.lambda_star.fixed=-0.5", "learning.original=detached"],
         ["learning.guidance=complete-base", "learning.original=trainable"],
         ["learning.guidance=class", "learning.dop_weight=0.6"],
         ["learning.dop_weight=0.6", "learning.original=trainable", "learning.lambda_star.per=batch"],
         ["learning.dop_weight=0.6", "learning.original=detached"],
-        ["learning.cc_weight=0", "learning.lambda_star.fixed=1", "learning.eta=1"],
-        ["learning.cc_weight=0.5"],
         ["learning.embeddings=single"],
     ],
     ids=" ".join,

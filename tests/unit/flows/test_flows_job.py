@@ -46,7 +46,6 @@ def _keys(job: Job) -> dict[str, str]:
         (["learning.dop_weight=0.5"], {"pure-learning"}),
         (["learning.embeddings=single"], {"extractor", "pure-learning"}),
         (["learning.lora.rank=2"], {"pure-learning"}),  # the tiny profile's extractor has embeddings alone
-        (["learning.extractor.early_stopping={}"], {"extractor"}),
         (["learning.extractor.steps=9"], {"extractor"}),  # stage 2 follows by the digest of stage 1's adapter
         (["learning.batch_size=1"], {"extractor", "pure-learning"}),
         (["learning.checkpoint_every=7", "learning.preview_every=3"], set()),
