@@ -20,6 +20,7 @@ from components.files import write_text  # noqa: E402
 
 MARKS = ("<!-- {name}: written by tests/benchmarks -->", "<!-- end of {name} -->")
 PAIRS = 200  # of the target for the evaluation
+PICTURES = 3  # of a pair: customized, original, original from another seed
 
 
 def fill(document: str, name: str, text: str) -> str:
@@ -66,13 +67,19 @@ def bench_targets(rows: list[dict[str, Any]]) -> list[tuple[str, str, float | No
     rate, evaluation = field("pipeline", "pairs of it", "per_second"), None
     if rate is not None and None not in stages:
         evaluation = PAIRS / rate / sum(each for each in stages if each is not None)
+    judges = [row["per_second"] for row in rows if row["group"] == "evaluation" and row["name"] != "drawing"]
+    judging = None
+    if judges and None not in (*judges, *stages):
+        judging = sum(PICTURES * PAIRS / each for each in judges) / sum(each for each in stages if each is not None)
     peak = field("pipeline", "peak memory of customize", "value")
     return [
         ("stage-2 step (frozen) / plain LoRA step", "<= 2.6", field("training step", "stage 2, frozen", "ratio")),
         ("script-style stage-2 step / ours", ">= 2", min(script) if script else None),
         ("overhead of customize, s", "<= 15", seconds("of it overhead")),
+        ("the same, later than a project's first, s", "<= 15", seconds("overhead of a later customize")),
         ("unchanged customize, s", "<= 8", seconds("unchanged customize")),
         (f"evaluation of {PAIRS} pairs / training", "<= 0.5", evaluation),
+        ("of it judging, less drawing / training", "<= 0.5", judging),
         ("peak memory of customize, GiB", "<= 2.5", None if peak is None else peak / 1024),
     ]
 

@@ -121,11 +121,14 @@ def test_the_document_holds_what_was_measured_and_the_rest_as_open(tmp_path: Pat
     stages = [row("pipeline", "of it extractor", 60), row("pipeline", "of it pure-learning", 40)]
     pairs = row("pipeline", "pairs of it", 50, per_second=5.0)
     tables.write(document, bench(row("training step", "stage 2, frozen", 12, 2.34), *stages, pairs))
-    tables.write(document, bench(row("training step", "stage 2, frozen", 12, 2.45), *stages, pairs))
+    judges = [row("evaluation", "drawing", 1, per_second=1.0)]
+    judges += [row("evaluation", name, 1, per_second=rate) for name, rate in {"dino": 100.0, "clip": 300.0}.items()]
+    tables.write(document, bench(row("training step", "stage 2, frozen", 12, 2.45), *stages, pairs, *judges))
     text = document.read_text()
     assert "| stage-2 step (frozen) / plain LoRA step | <= 2.6 | 2.45 |" in text
     assert "2.34" not in text, "the tables of the run before are gone"
     assert "| evaluation of 200 pairs / training | <= 0.5 | 0.40 |" in text, "200 pairs / 5 a second / 100 s"
+    assert "| of it judging, less drawing / training | <= 0.5 | 0.08 |" in text, "600 / 100 + 600 / 300 of 100 s"
     assert "| overhead of customize, s | <= 15 | open |" in text
     assert "P, 1 thread; T." in text
     assert "| 1024 | 2 | none | stage 2, frozen | open |" in text
