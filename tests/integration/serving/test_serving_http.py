@@ -128,3 +128,14 @@ def test_an_adapter_that_draws_something_else_is_not_servable(store: Store, monk
     assert "changes the base's picture by" in refused.reason
     monkeypatch.setenv("PURECC_BASE", "/nowhere")
     assert "cannot serve" in servability.judge(servability.probe(store, version), strict).reason
+
+
+def test_a_model_that_states_too_little_is_not_servable(store: Store) -> None:
+    (file,) = (store.root / "mlruns" / "artifacts").rglob("requirements.txt")
+    stated = file.read_text()
+    file.write_text("".join(line for line in stated.splitlines(keepends=True) if not line.startswith("peft")))
+    try:
+        found = servability.probe(store, registry.version(store, "star", 1))
+    finally:
+        file.write_text(stated)
+    assert "No module named 'peft'" in servability.judge(found, PromotionSettings()).reason
