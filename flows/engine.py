@@ -66,10 +66,6 @@ class EmbeddedServer:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    @property
-    def answers(self) -> bool:
-        return _healthy(self.url)
-
     def start(self) -> None:
         """Start the process; does not wait for it."""
         for folder in (self._log.parent, Path(self._lock.lock_file).parent, Path(os.environ["PREFECT_HOME"])):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,8 +46,6 @@ def customize(name: str, profile: str, overrides: Sequence[str] = (), *, anew: b
 
         recovery.recover(job.root)
         open_shared_store(job.root)  # a project's first makes its tables, as the server makes its own meanwhile
-        if server is not None and not server.answers:
-            import_module("components.concepts.validation")  # great-expectations: rather now than after the wait
         with connected(server):
             recovery.close_dead_flow_runs()
             return Outcome(**flow(name, profile, list(overrides)))
