@@ -133,8 +133,7 @@ def _judge(
         from components.tracking import servability
 
         stderr.print("a fresh process loads and draws with it ...", style="dim")
-        base = job.root / job.profile.base.path
-        servability.bless(session.store, job.name, version.number, settings, base=base if base.is_dir() else None)
+        servability.bless(session.store, job.name, version.number, settings, session.fresh)
     return report
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from components.provenance import library_versions
 from components.secrets import redact
 from components.tracking import runs
 from components.tracking.runs import RunTracker
+from components.tracking.servability import FreshProcess
 from components.tracking.store import Store
 from flows.job import Job
 from flows.locks import open_shared_store
@@ -23,12 +24,14 @@ class Session:
 
     Attributes:
         experiment: where the runs of its stages go, `purecc/<experiment>`; None: to the concept's.
+        fresh: the process that will try the new version before it may be promoted.
     """
 
     job: Job
     store: Store
     run_id: str
     experiment: str | None = None
+    fresh: FreshProcess = field(default_factory=FreshProcess)
 
     @contextlib.contextmanager
     def stage(self, name: str, title: str, total: int, history: Path | None = None) -> Iterator[StageRun]:
@@ -81,8 +84,10 @@ def open_session(job: Job) -> Iterator[Session]:
         **job.inputs.tags,
         **{f"library/{name}": version for name, version in library_versions().items()},
     }
-    with runs.run(store, job.name, f"customize {job.name}", tags=tags) as tracker:
+    base = job.root / job.profile.base.path
+    fresh = FreshProcess(base if base.is_dir() else None)
+    with runs.run(store, job.name, f"customize {job.name}", tags=tags) as tracker, fresh:
         runs.log_parameters(store, tracker.run_id, job.profile.model_dump(mode="json"))
         source = job.concept.folder.relative_to(job.root).as_posix()
         runs.log_dataset(store, tracker.run_id, job.name, source, job.data_version, job.data_pointer)
-        yield Session(job, store, tracker.run_id)
+        yield Session(job, store, tracker.run_id, fresh=fresh)

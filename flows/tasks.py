@@ -110,6 +110,8 @@ def train_pure(session: Session, extractor: Artifact | None) -> Artifact:
 @task(name="evaluate", cache_policy=NO_CACHE)
 def evaluate(session: Session, adapter: Artifact) -> Artifact:
     """Same-seed pairs of the adapter and the original model, and their metrics."""
+    if session.job.profile.promotion.servability:
+        session.fresh.start()  # its imports take as long as all else that comes after the evaluation
     artifact = _noted(session, evaluation_of(session, adapter.folder / "adapter"))
     runs.log_final(session.store, session.run_id, artifact.facts["metrics"])
     return artifact

@@ -61,7 +61,7 @@ def offer(bench: Bench, store: Store, adapter: Path, backbone: SD3Backbone, *, o
     recording = bench.recording(original=original)
     number = racing.register(store, CONCEPT, adapter, 9.0, bench.reference(backbone), recording)
     racing.judged(store, CONCEPT, number, ["servability"])(registry.by_alias(store, CONCEPT))
-    servability.bless(store, CONCEPT, number, PromotionSettings())
+    servability.bless(store, CONCEPT, number, PromotionSettings(), servability.FreshProcess())
     promotion.promote(store, CONCEPT, number)
 
 

@@ -12,12 +12,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from components.settings import PromotionSettings
-from components.tracking import blessings, registry
+from components.tracking import blessings, pyfunc, registry
 from components.tracking.registry import RECORDING_DIGEST, Version, model_name
 from components.tracking.store import Store
 
@@ -48,20 +49,19 @@ class Servability:
         return asdict(self)
 
 
-def bless(
-    store: Store, concept: str, number: int, settings: PromotionSettings, *, base: Path | None = None
-) -> Servability:
+def bless(store: Store, concept: str, number: int, settings: PromotionSettings, process: FreshProcess) -> Servability:
     """Let a fresh process try a version, and tag it with the outcome; one that passed before is not tried again.
 
     Args:
-        base: where the base model lies on this machine, if it is a folder.
+        process: started or not; it has ended afterwards.
     """
-    version = registry.version(store, concept, number)
-    if version.tags.get("servability/status") == "passed" and not blessings.binding_problem(
-        version, blessings.SERVABILITY
-    ):
-        return Servability(**json.loads(version.tags["servability/facts"]))
-    found = judge(probe(store, version, base=base), settings)
+    with process:
+        version = registry.version(store, concept, number)
+        if version.tags.get("servability/status") == "passed" and not blessings.binding_problem(
+            version, blessings.SERVABILITY
+        ):
+            return Servability(**json.loads(version.tags["servability/facts"]))
+        found = judge(probe(store, version, process), settings)
     tags = {
         "servability/status": "passed" if found.passed else "refused",
         "servability/facts": json.dumps(found.to_json()),
@@ -91,27 +91,82 @@ def judge(found: dict[str, Any], settings: PromotionSettings) -> Servability:
     return Servability(True, f"drew the recorded picture ({difference:.3g} of 255 apart)", *figures)
 
 
-def probe(store: Store, version: Version, *, base: Path | None = None) -> dict[str, Any]:
+class FreshProcess:
+    """A process in which nothing is installed but some requirements, to try a version that states them.
+
+    It may be started early: then it imports what serving takes, and waits. It ends with whoever started it, asked or
+    not.
+
+    Args:
+        base: where the base model lies on this machine, if it is a folder.
+        requirements: as a model states them; None: as a model that is logged here now would.
+    """
+
+    def __init__(self, base: Path | None = None, requirements: Sequence[str] | None = None):
+        self._base, self._requirements = base, requirements
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> FreshProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()  # no question comes any more
+            self._process.communicate()
+            self._process = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start it, if it does not run; does not wait for it."""
+        if self._process is not None:
+            return
+        kept = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith(_KEPT_PREFIXES)}
+        kept |= {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "MLFLOW_DISABLE_TELEMETRY": "true"}
+        kept |= {"ORT_DISABLE_TELEMETRY": "1"}
+        if self._base is not None:
+            kept["PURECC_BASE"] = str(self._base)
+        self._folder = tempfile.TemporaryDirectory(prefix="purecc-")
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(_PROBE), json.dumps(list(self._requirements or pyfunc.requirements()))],
+            cwd=self._folder.name,
+            env=kept,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, question: dict[str, str]) -> dict[str, Any]:
+        """What it answers, and `error` if it does not; it has ended then."""
+        self.start()
+        assert self._process is not None
+        assert self._folder is not None
+        answer = Path(self._folder.name) / "answer.json"
+        try:
+            _, said = self._process.communicate(json.dumps({**question, "answer": str(answer)}), timeout=_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return {"error": f"it did not end within {_TIMEOUT:g} s"}
+        if answer.is_file():
+            found = dict(json.loads(answer.read_text(encoding="utf-8")))
+            if "requirements" not in found:
+                return found
+            with FreshProcess(self._base, found["requirements"]) as another:  # the version was logged elsewhere
+                return another.ask(question)
+        last = (said.strip().splitlines() or ["it wrote nothing"])[-1]
+        return {"error": f"it ended with {self._process.returncode}: {last[:500]}"}
+
+
+def probe(store: Store, version: Version, process: FreshProcess) -> dict[str, Any]:
     """What the fresh process reports: `difference`, `largest_difference`, `effect`, or `error`."""
     if RECORDING_DIGEST not in version.tags:
         return {"error": "it comes with no recorded picture to compare with"}
     source = f"models:/{model_name(version.concept)}/{version.number}"
-    environment = {key: value for key, value in os.environ.items() if key in _KEPT or key.startswith(_KEPT_PREFIXES)}
-    environment |= {"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment |= {"ORT_DISABLE_TELEMETRY": "1"}
-    if base is not None:
-        environment["PURECC_BASE"] = str(base)
-    with tempfile.TemporaryDirectory(prefix="purecc-") as folder:
-        answer = Path(folder) / "answer.json"
-        question = {"uri": store.uri, "source": source, "concept": version.concept, "answer": str(answer)}
-        command = [sys.executable, "-I", str(_PROBE), json.dumps(question)]
-        try:
-            done = subprocess.run(
-                command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return {"error": f"it did not end within {_TIMEOUT:g} s"}
-        if answer.is_file():
-            return dict(json.loads(answer.read_text(encoding="utf-8")))
-        last = (done.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
-        return {"error": f"it ended with {done.returncode}: {last[:500]}"}
+    with process:
+        return process.ask({"uri": store.uri, "source": source, "concept": version.concept})

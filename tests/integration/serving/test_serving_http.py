@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from components.serving.recording import difference, picture, read_recording
@@ -121,21 +122,40 @@ def test_a_wrong_request_is_the_callers(address: str, row: dict[str, Any], named
 def test_an_adapter_that_draws_something_else_is_not_servable(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     strict = PromotionSettings(minimum_effect=255.0)
     version = registry.version(store, "star", 1)
-    found = servability.probe(store, version)
+    with servability.FreshProcess() as early:
+        early.start()  # what it imports by then is what a late one would
+        found = servability.probe(store, version, early)
     assert servability.judge(found, PromotionSettings()).passed
     refused = servability.judge(found, strict)
     assert not refused.passed
     assert "changes the base's picture by" in refused.reason
     monkeypatch.setenv("PURECC_BASE", "/nowhere")
-    assert "cannot serve" in servability.judge(servability.probe(store, version), strict).reason
+    found = servability.probe(store, version, servability.FreshProcess())
+    assert "cannot serve" in servability.judge(found, strict).reason
 
 
 def test_a_model_that_states_too_little_is_not_servable(store: Store) -> None:
+    """The process that waits has what is usually stated; one with less says so, and is tried with that."""
     (file,) = (store.root / "mlruns" / "artifacts").rglob("requirements.txt")
     stated = file.read_text()
     file.write_text("".join(line for line in stated.splitlines(keepends=True) if not line.startswith("peft")))
     try:
-        found = servability.probe(store, registry.version(store, "star", 1))
+        version = registry.version(store, "star", 1)
+        with servability.FreshProcess() as early:
+            early.start()
+            found = servability.probe(store, version, early)
     finally:
         file.write_text(stated)
     assert "No module named 'peft'" in servability.judge(found, PromotionSettings()).reason
+
+
+def test_a_process_that_is_never_asked_ends_with_its_owner() -> None:
+    program = "import os, sys\nfrom components.tracking.servability import FreshProcess\n"
+    program += "fresh = FreshProcess()\nfresh.start()\nprint(fresh.pid, flush=True)\nos._exit(9)"  # as if killed
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 9
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 120
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

@@ -11,7 +11,7 @@ import yaml
 from components.errors import IntegrityError, InvalidInput
 from components.serving.requests import read_request
 from components.settings import Gate
-from components.tracking import promotion, registry, retirement, runs
+from components.tracking import promotion, pyfunc, registry, retirement, runs
 from components.tracking.gates import judge
 from components.tracking.promotion import ChampionChanged, PromotionRefused
 from components.tracking.registry import Version
@@ -69,6 +69,7 @@ def test_a_logged_model_states_what_it_takes_gives_and_needs(store: Store, make_
     assert serving["dataframe_split"] == {"columns": example["columns"], "data": example["data"]}
     needed = (file.parent / "requirements.txt").read_text().splitlines()
     assert all("==" in line for line in needed)
+    assert sorted(needed) == sorted(pyfunc.requirements()), "what a process is started with that will try the model"
     assert {line.partition("==")[0] for line in needed} >= {"torch", "diffusers", "peft", "mlflow"}
 
 
