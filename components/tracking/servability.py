@@ -132,9 +132,10 @@ class FreshProcess:
         kept |= {"ORT_DISABLE_TELEMETRY": "1"}
         if self._base is not None:
             kept["PURECC_BASE"] = str(self._base)
+        requirements = pyfunc.requirements() if self._requirements is None else list(self._requirements)
         self._folder = tempfile.TemporaryDirectory(prefix="purecc-")
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(_PROBE), json.dumps(list(self._requirements or pyfunc.requirements()))],
+            [sys.executable, "-I", str(_PROBE), json.dumps(requirements)],
             cwd=self._folder.name,
             env=kept,
             stdin=subprocess.PIPE,
@@ -168,5 +169,4 @@ def probe(store: Store, version: Version, process: FreshProcess) -> dict[str, An
     if RECORDING_DIGEST not in version.tags:
         return {"error": "it comes with no recorded picture to compare with"}
     source = f"models:/{model_name(version.concept)}/{version.number}"
-    with process:
-        return process.ask({"uri": store.uri, "source": source, "concept": version.concept})
+    return process.ask({"uri": store.uri, "source": source, "concept": version.concept})

@@ -130,15 +130,17 @@ def test_an_adapter_that_draws_something_else_is_not_servable(store: Store, monk
     assert not refused.passed
     assert "changes the base's picture by" in refused.reason
     monkeypatch.setenv("PURECC_BASE", "/nowhere")
-    found = servability.probe(store, version, servability.FreshProcess())
+    with servability.FreshProcess() as late:
+        found = servability.probe(store, version, late)
     assert "cannot serve" in servability.judge(found, strict).reason
 
 
-def test_a_model_that_states_too_little_is_not_servable(store: Store) -> None:
-    """The process that waits has what is usually stated; one with less says so, and is tried with that."""
+@pytest.mark.parametrize(("lacks", "missing"), [("peft", "peft"), ("", "mlflow")])
+def test_a_model_that_states_too_little_is_not_servable(store: Store, lacks: str, missing: str) -> None:
+    """The process that waits has what is usually stated; one with less, or nothing, says so, and is tried with that."""
     (file,) = (store.root / "mlruns" / "artifacts").rglob("requirements.txt")
     stated = file.read_text()
-    file.write_text("".join(line for line in stated.splitlines(keepends=True) if not line.startswith("peft")))
+    file.write_text("".join(line for line in stated.splitlines(keepends=True) if not line.startswith(lacks)))
     try:
         version = registry.version(store, "star", 1)
         with servability.FreshProcess() as early:
@@ -146,7 +148,7 @@ def test_a_model_that_states_too_little_is_not_servable(store: Store) -> None:
             found = servability.probe(store, version, early)
     finally:
         file.write_text(stated)
-    assert "No module named 'peft'" in servability.judge(found, PromotionSettings()).reason
+    assert f"No module named '{missing}'" in servability.judge(found, PromotionSettings()).reason
 
 
 def test_a_process_that_is_never_asked_ends_with_its_owner() -> None:
