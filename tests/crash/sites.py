@@ -26,9 +26,9 @@ COMMAND = [sys.executable, "-m", "flows.cli", "continual", "--profile", "micro",
 GRACE = 60.0  # seconds in which what belongs to a killed process has to end
 
 # Where half of the kills fall: a file that is being written, or a row that has just been.
-FILES = {
-    "checkpoint": ".purecc/work/*/*/checkpoints/.*.partial",
-    "publication": ".purecc/artifacts/*/.*.partial",
+FILES = {  # below the project's .purecc
+    "checkpoint": "work/*/*/checkpoints/.*.partial",
+    "publication": "artifacts/*/.*.partial",
 }
 ROWS = {
     "upload": "SELECT count(*) FROM logged_models",
@@ -86,8 +86,9 @@ class Site:
     def watch(self, place: str) -> Callable[[], bool]:
         """Whether a place was reached since this was called."""
         if place in FILES:
-            before = set(self.root.glob(FILES[place]))
-            return lambda: any(path not in before for path in self.root.glob(FILES[place]))
+            state = self.root / ".purecc"
+            before = set(state.glob(FILES[place]))
+            return lambda: any(path not in before for path in state.glob(FILES[place]))
         count = self.counter(ROWS[place])
         first = count() or 0
         return lambda: (count() or 0) > first
